@@ -1,0 +1,42 @@
+/**
+ * A client's stream as it changes: plain at first, TLS after the handshake, and closed in a way that lets the last words arrive.
+ */
+import type { Duplex } from 'node:stream';
+
+/** A connected client. `stream` is replaced when TLS begins; whoever holds the client sees the current one. */
+export interface Client {
+  stream: Duplex;
+  /** Whether what the stream carries is encrypted on the wire. */
+  encrypted: boolean;
+  /** The peer's address, for logs. */
+  readonly address: string;
+}
+
+const LINGER_MS = 1_000;
+const LINGER_BYTES = 65_536;
+
+/** Writes and waits until the bytes are on their way, so that nobody buffers without bound for a client that does not read. */
+export function send(stream: Duplex, bytes: Buffer): Promise<void> {
+  return new Promise((resolve, reject) => {
+    stream.write(bytes, (error) => (error ? reject(error) : resolve()));
+  });
+}
+
+/**
+ * Ends a stream after some last words, and waits until it is closed.
+ *
+ * Reads and forgets what the peer still sends, for at most a second and 64 KiB: closing a socket with
+ * unread bytes in its receive buffer sends a reset, and the client may then never see the words.
+ */
+export async function farewell(stream: Duplex, words?: Buffer): Promise<void> {
+  if (stream.destroyed) return;
+  const timer = setTimeout(() => stream.destroy(), LINGER_MS);
+  let forgotten = 0;
+  stream.on('data', (chunk: Buffer) => {
+    forgotten += chunk.length;
+    if (forgotten > LINGER_BYTES) stream.destroy();
+  });
+  stream.end(words);
+  await new Promise<void>((resolve) => stream.once('close', () => resolve()));
+  clearTimeout(timer);
+}

@@ -1,0 +1,217 @@
+/**
+ * Logs in to PostgreSQL as a slot: StartupMessage from nothing, SCRAM, until the first ReadyForQuery.
+ *
+ * Reads bounded frames of our own and leaves what follows in the stream; the SCRAM arithmetic is `pg`'s.
+ * A server is trusted no more than a client here: every length is capped, and no order of messages is assumed.
+ *
+ * https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-START-UP
+ */
+import type { Duplex } from 'node:stream';
+import { TLSSocket } from 'node:tls';
+import sasl from 'pg/lib/crypto/sasl.js';
+import { isLoopback, type UpstreamConfig } from '../config.ts';
+import { ProxyError } from '../errors.ts';
+import { BACKEND, decodeBackendKeyData, decodeErrorFields } from '../wire/backend.ts';
+import { InvalidFrameLength, readFrame, type Frame } from '../wire/frame.ts';
+import { encodePasswordMessage, encodeSASLInitialResponse, encodeSASLResponse } from '../wire/frontend.ts';
+import { EndOfStream } from '../wire/read.ts';
+import { encodeStartupMessage } from '../wire/startup.ts';
+import { dial } from './dial.ts';
+
+/** Whom to log in as, and with which settings. */
+export interface Credentials {
+  /** The LOGIN role: a slot. */
+  readonly user: string;
+  readonly password: string;
+  /** The group role that the session takes in its StartupMessage, so that RESET ROLE and DISCARD ALL return to it. */
+  readonly role: string;
+  /** The client's own settings, as the startup firewall let them pass. */
+  readonly parameters: ReadonlyMap<string, string>;
+}
+
+/** A session that is logged in and idle. The caller owns `stream` and closes it. */
+export interface UpstreamConnection {
+  readonly stream: Duplex;
+  readonly processId: number;
+  /** The cancel key of this backend; never leaves the proxy. */
+  readonly secretKey: Buffer;
+  /** ParameterStatus and NoticeResponse frames, as they came. */
+  readonly greeting: readonly Buffer[];
+}
+
+// Far above anything PostgreSQL sends before ReadyForQuery, far below what could hurt.
+const MAX_LOGIN_FRAME_BYTES = 65_536;
+const MAX_LOGIN_FRAMES = 256;
+
+const AUTHENTICATION = { Ok: 0, CleartextPassword: 3, SASL: 10, SASLContinue: 11, SASLFinal: 12 } as const;
+
+/**
+ * Connects and logs in.
+ *
+ * @throws {ProxyError} upstream_unreachable, upstream_lost, upstream_protocol, upstream_login_rejected,
+ *   session_setup_failed, or upstream_rejected holding the ErrorResponse that PostgreSQL sent.
+ */
+export async function connect(
+  upstream: UpstreamConfig,
+  credentials: Credentials,
+  signal: AbortSignal,
+): Promise<UpstreamConnection> {
+  const stream = await dial(upstream, signal);
+  try {
+    stream.write(
+      encodeStartupMessage([
+        ['user', credentials.user],
+        ['database', upstream.database],
+        ...credentials.parameters,
+        // Last, because PostgreSQL lets the last of two spellings of a setting win.
+        ['role', credentials.role],
+      ]),
+    );
+    return await logIn(stream, upstream, credentials, signal);
+  } catch (error) {
+    stream.destroy();
+    signal.throwIfAborted();
+    throw asProxyError(error);
+  }
+}
+
+/** What a failed read or an impossible frame means for the one who waits for this upstream. */
+export function asProxyError(error: unknown): ProxyError {
+  if (error instanceof EndOfStream) return new ProxyError('upstream_lost', { cause: error });
+  if (error instanceof InvalidFrameLength) return new ProxyError('upstream_protocol', { cause: error });
+  return ProxyError.from(error);
+}
+
+async function logIn(
+  stream: Duplex,
+  upstream: UpstreamConfig,
+  credentials: Credentials,
+  signal: AbortSignal,
+): Promise<UpstreamConnection> {
+  const authentication = new Authentication(stream, upstream, credentials);
+  const greeting: Buffer[] = [];
+  let key: { processId: number; secretKey: Buffer } | undefined;
+  for (let frames = 0; frames < MAX_LOGIN_FRAMES; frames++) {
+    const frame = await readFrame(stream, MAX_LOGIN_FRAME_BYTES, signal);
+    switch (frame.type) {
+      case BACKEND.Authentication:
+        await authentication.answer(frame);
+        break;
+      case BACKEND.ParameterStatus:
+      case BACKEND.NoticeResponse:
+        greeting.push(frame.bytes);
+        break;
+      case BACKEND.BackendKeyData:
+        key = decodeBackendKeyData(frame);
+        break;
+      case BACKEND.ErrorResponse:
+        throw loginError(frame, credentials.role);
+      case BACKEND.ReadyForQuery:
+        if (!authentication.complete || key === undefined) throw unexpected(frame);
+        return { stream, ...key, greeting };
+      default:
+        throw unexpected(frame);
+    }
+  }
+  throw new ProxyError('upstream_protocol', { cause: new Error('the login never ended') });
+}
+
+/** One authentication exchange: SCRAM-SHA-256, with channel binding over TLS; a clear password only where nobody can read it. */
+class Authentication {
+  complete = false;
+  readonly #stream: Duplex;
+  readonly #upstream: UpstreamConfig;
+  readonly #credentials: Credentials;
+  #session: sasl.Session | undefined;
+  #serverProven = false;
+
+  constructor(stream: Duplex, upstream: UpstreamConfig, credentials: Credentials) {
+    this.#stream = stream;
+    this.#upstream = upstream;
+    this.#credentials = credentials;
+  }
+
+  async answer(frame: Frame): Promise<void> {
+    if (frame.body.length < 4) throw unexpected(frame);
+    const rest = frame.body.subarray(4);
+    switch (frame.body.readInt32BE(0)) {
+      case AUTHENTICATION.Ok:
+        // A server that skips the proof after SCRAM began is not the one that knows our verifier.
+        if (this.#session !== undefined && !this.#serverProven) throw unexpected(frame);
+        this.complete = true;
+        return;
+      case AUTHENTICATION.CleartextPassword:
+        return this.#sendClearPassword();
+      case AUTHENTICATION.SASL: {
+        const mechanisms = rest.toString('latin1').split('\0').filter(Boolean);
+        const bindable = this.#stream instanceof TLSSocket ? this.#stream : null;
+        // `pg` binds only where a stream is given, and then prefers SCRAM-SHA-256-PLUS.
+        this.#session = sasl.startSession(mechanisms, bindable);
+        this.#stream.write(encodeSASLInitialResponse(this.#session.mechanism, this.#session.response));
+        return;
+      }
+      case AUTHENTICATION.SASLContinue: {
+        if (this.#session === undefined) throw unexpected(frame);
+        const bindable = this.#stream instanceof TLSSocket ? this.#stream : null;
+        await sasl.continueSession(this.#session, this.#credentials.password, rest.toString('latin1'), bindable);
+        this.#stream.write(encodeSASLResponse(this.#session.response));
+        return;
+      }
+      case AUTHENTICATION.SASLFinal:
+        if (this.#session === undefined) throw unexpected(frame);
+        sasl.finalizeSession(this.#session, rest.toString('latin1'));
+        this.#serverProven = true;
+        return;
+      default:
+        throw new ProxyError('upstream_login_rejected', {
+          cause: new Error('the server asks for an authentication method other than SCRAM-SHA-256'),
+        });
+    }
+  }
+
+  #sendClearPassword(): void {
+    const private_ = this.#stream instanceof TLSSocket ? this.#stream.authorized : isLoopback(this.#upstream.host);
+    if (!private_) {
+      throw new ProxyError('upstream_login_rejected', {
+        cause: new Error('the server asks for a clear password on a connection that is not verified TLS'),
+      });
+    }
+    this.#stream.write(encodePasswordMessage(this.#credentials.password));
+  }
+}
+
+/**
+ * What an ErrorResponse during the login means.
+ *
+ * Class 28 never reaches a client: it would blame the user's token for our password. The role that the
+ * policy granted is refused with 42501 (not a member) or 22023 (no such role).
+ */
+function loginError(frame: Frame, role: string): ProxyError {
+  const fields = decodeErrorFields(frame.body);
+  const sqlstate = fields.get('C') ?? '';
+  const cause = new UpstreamError(fields);
+  if (sqlstate.startsWith('28')) return new ProxyError('upstream_login_rejected', { cause });
+  const aboutRole = sqlstate === '42501' || (sqlstate === '22023' && (fields.get('M') ?? '').includes('"role"'));
+  if (aboutRole) return new ProxyError('session_setup_failed', { role }, { cause });
+  return new ProxyError('upstream_rejected', { cause, frame: frame.bytes });
+}
+
+/** An ErrorResponse of the upstream, for the log and for those who decide by its SQLSTATE. */
+export class UpstreamError extends Error {
+  override readonly name = 'UpstreamError';
+  readonly sqlstate: string;
+  /** The C function that raised it: the one field that tells errors of one SQLSTATE apart in any language. */
+  readonly routine: string;
+
+  constructor(fields: ReadonlyMap<string, string>) {
+    super(`${fields.get('C') ?? '?????'} ${fields.get('M') ?? 'no message'}`);
+    this.sqlstate = fields.get('C') ?? '';
+    this.routine = fields.get('R') ?? '';
+  }
+}
+
+function unexpected(frame: Frame): ProxyError {
+  return new ProxyError('upstream_protocol', {
+    cause: new Error(`unexpected message type ${frame.type} while logging in`),
+  });
+}

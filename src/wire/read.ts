@@ -1,0 +1,73 @@
+/**
+ * Reads exactly as many bytes as asked for, so that nobody ever holds more of a peer's bytes than a checked length allows.
+ *
+ * Stateless: what was not asked for stays in the stream, and the next reader, TLS or the splice finds
+ * it there. Knows nothing of message types.
+ */
+import type { Duplex } from 'node:stream';
+
+/** The peer closed or reset the connection before the bytes asked for had arrived. */
+export class EndOfStream extends Error {
+  override readonly name = 'EndOfStream';
+  /** How many of the bytes asked for had arrived. */
+  readonly received: number;
+
+  constructor(received: number, options?: ErrorOptions) {
+    super(`the peer closed the connection after ${received} of the bytes asked for`, options);
+    this.received = received;
+  }
+}
+
+/**
+ * Resolves with exactly `length` bytes, a buffer of the caller's own.
+ *
+ * One read at a time for each stream.
+ *
+ * @throws {EndOfStream} when the stream ends or breaks first.
+ * @throws the signal's reason when `signal` aborts first; bytes that had arrived stay in the stream.
+ */
+export function readExactly(stream: Duplex, length: number, signal: AbortSignal): Promise<Buffer> {
+  if (length === 0) return Promise.resolve(Buffer.alloc(0));
+  return new Promise((resolve, reject) => {
+    const settle = (finish: () => void) => {
+      stream.off('readable', onReadable);
+      stream.off('end', onEnd);
+      stream.off('close', onEnd);
+      stream.off('error', onError);
+      signal.removeEventListener('abort', onAbort);
+      finish();
+    };
+    const onReadable = () => {
+      const bytes = stream.read(length) as Buffer | null;
+      if (bytes === null) return;
+      // Once the peer has ended, read(n) gives what is left, however little that is.
+      if (bytes.length < length) settle(() => reject(new EndOfStream(bytes.length)));
+      else settle(() => resolve(bytes));
+    };
+    const onEnd = () => settle(() => reject(new EndOfStream(stream.readableLength)));
+    const onError = (error: Error) =>
+      settle(() => reject(new EndOfStream(stream.readableLength, { cause: error })));
+    const onAbort = () => settle(() => reject(signal.reason as Error));
+
+    if (signal.aborted) return reject(signal.reason as Error);
+    if (stream.destroyed || stream.readableEnded) return reject(new EndOfStream(0));
+    signal.addEventListener('abort', onAbort);
+    stream.on('end', onEnd);
+    stream.on('close', onEnd);
+    stream.on('error', onError);
+    stream.on('readable', onReadable);
+    onReadable();
+  });
+}
+
+/**
+ * Reads and forgets `length` bytes without ever holding more than a small piece of them.
+ *
+ * @throws as `readExactly`.
+ */
+export async function skip(stream: Duplex, length: number, signal: AbortSignal): Promise<void> {
+  const PIECE = 4_096;
+  for (let left = length; left > 0; left -= PIECE) {
+    await readExactly(stream, Math.min(left, PIECE), signal);
+  }
+}
