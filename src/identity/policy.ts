@@ -1,0 +1,94 @@
+/**
+ * Decides who a verified token is in PostgreSQL: which role, on which upstream, until when.
+ *
+ * The client asks for a role and a database; the configuration and the token's claims must both grant them. Verifies no
+ * token and opens no connection. A claim may grant a role that the configuration lists, never name one that it does not.
+ *
+ * https://www.rfc-editor.org/rfc/rfc6901 (the `roleClaim` pointer)
+ */
+import type { Config, ProviderConfig, UpstreamConfig } from '../config.ts';
+import { printable, ProxyError } from '../errors.ts';
+import type { VerifiedToken } from './jwt.ts';
+
+/** Who a session belongs to. Everything in it was signed by the issuer or granted by the configuration. */
+export interface Identity {
+  readonly provider: string;
+  readonly issuer: string;
+  readonly subject: string;
+  readonly kid: string | undefined;
+  /** The SQL role, which policies name. */
+  readonly role: string;
+  /** The upstream's name in the configuration. */
+  readonly upstream: string;
+  readonly claims: Readonly<Record<string, unknown>>;
+  /** When the session must be over, in milliseconds since the epoch: `exp` plus the provider's tolerance. */
+  readonly expiresAt: number;
+}
+
+/**
+ * Maps what the client asked for and what it proved to what it gets.
+ *
+ * @param startup what StartupMessage said; unverified.
+ * @throws {ProxyError} role_forbidden
+ */
+export function decide(
+  config: Config,
+  startup: { readonly user: string; readonly database: string },
+  verified: VerifiedToken,
+): Identity {
+  const { user: role, database } = startup;
+  const { provider: id, issuer, subject, kid, claims } = verified;
+  const forbid = (reason: string) =>
+    new ProxyError('role_forbidden', { role }, { cause: new Error(reason) });
+
+  const provider = own(config.providers, id);
+  if (provider === undefined) throw forbid(`provider "${id}" is no longer configured`);
+  if (!provider.roles.includes(role)) {
+    throw forbid(`role "${printable(role)}" is not in providers.${id}.roles`);
+  }
+  if (!isGrantedByClaim(provider, claims, role)) {
+    throw forbid(`the claim at ${provider.roleClaim} does not name role "${printable(role)}"`);
+  }
+  const upstream = routeTo(config, database);
+  if (upstream === undefined) throw forbid(`no route for database "${printable(database)}"`);
+  if (own(config.upstreams[upstream]?.roles ?? {}, role) === undefined) {
+    throw forbid(`upstream "${upstream}" has no role "${printable(role)}"`);
+  }
+  const expiresAt = verified.expiresAt + verified.toleranceMs;
+  return Object.freeze({ provider: id, issuer, subject, kid, role, upstream, claims, expiresAt });
+}
+
+function isGrantedByClaim(
+  { roleClaim }: ProviderConfig,
+  claims: VerifiedToken['claims'],
+  role: string,
+): boolean {
+  if (roleClaim === undefined) return true;
+  const granted = resolvePointer(claims, roleClaim);
+  return granted === role || (Array.isArray(granted) && granted.includes(role));
+}
+
+/** Follows own members and array indexes alone: `/constructor/name` must not find what every object inherits (attack C7). */
+function resolvePointer(claims: unknown, pointer: string): unknown {
+  let value = claims;
+  for (const token of pointer.split('/').slice(1)) {
+    const name = token.replaceAll('~1', '/').replaceAll('~0', '~');
+    if (typeof value !== 'object' || value === null) return undefined;
+    if (Array.isArray(value) && !/^(0|[1-9]\d*)$/.test(name)) return undefined;
+    value = own(value as Record<string, unknown>, name);
+  }
+  return value;
+}
+
+function routeTo(config: Config, database: string): string | undefined {
+  if (config.routes !== undefined) {
+    return config.routes.find((route) => route.database === database)?.upstream;
+  }
+  const upstreams = Object.entries<UpstreamConfig>(config.upstreams);
+  return upstreams.find(([, upstream]) => upstream.database === database)?.[0];
+}
+
+/** A property that the object itself has: `constructor` and `__proto__` are names that a client may send. */
+function own<T>(record: Readonly<Record<string, T>>, name: string): T | undefined {
+  return Object.hasOwn(record, name) ? record[name] : undefined;
+}
