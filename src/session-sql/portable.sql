@@ -1,0 +1,519 @@
+-- The objects of session mode "portable": roles, schema pgjot, and an identity that SQL cannot forge.
+--
+-- No extension, no superuser; PostgreSQL 14 to 18; run by an ordinary administrator who has CREATEROLE and
+-- owns the database. It is one transaction (install.ts opens and commits it) and may be run again at any
+-- time: to change the number of slots, to rotate the secret, to repair slots that a client has spoilt.
+--
+-- install.ts, or the output of `pgjot setup --dry-run`, provides two settings first:
+--
+--   pgjot_install.control   the SCRAM verifier of pgjot_control
+--   pgjot_install.slots     [{"role": "authenticated", "slot": "pgjot_authenticated_1",
+--                             "number": 1, "verifier": "SCRAM-SHA-256$…"}, …]
+--
+-- They are settings and not pasted text so that no name is ever unquoted SQL, and so that log_statement = 'ddl'
+-- shows no verifier: the statements that carry them run inside DO. (A verifier is not a password and cannot be
+-- turned into one, but whoever holds it may try guesses; ours are of 256 bits.)
+--
+-- How it holds together. The client runs any SQL it likes, logged in as a *slot* role with SET ROLE to its
+-- *group* role. Its identity is a row of pgjot.session, keyed by backend pid and start time, that only the
+-- control connection can write. Nothing that a client can change (settings, temporary objects, sequences,
+-- search_path, roles) takes part in reading it.
+
+
+-- The administrator's search_path may hold a schema in which somebody else planted an operator.
+SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL client_min_messages = warning;      -- not one NOTICE for each thing that exists already
+SELECT set_config('pgjot_install.admin', current_user, true);
+
+
+-- 1. Roles --------------------------------------------------------------------------------------------------
+--
+--   group    NOLOGIN   what policies and grants name: authenticated
+--   slot     LOGIN     what a client's backend is logged in as: member of its group and of nothing else.
+--                      One role each, because two sessions of one role can read each other's running
+--                      SQL and terminate one another. CONNECTION LIMIT 1 makes PostgreSQL itself refuse a
+--                      second session on a slot, whatever a proxy may believe.
+--   control  LOGIN     member of nothing, may call bind, unbind, lease, release, sweep
+--   owner    NOLOGIN   owns the schema; member of slots and control for one purpose: without it
+--                      pg_stat_get_activity() hides the start time of their backends
+DO $roles$
+DECLARE
+  modern  constant bool := current_setting('server_version_num')::int4 >= 160000;
+  to_owner constant text := CASE WHEN modern THEN ' WITH INHERIT TRUE, SET FALSE' ELSE '' END;
+  wanted  record;
+  stray   record;
+  setting record;
+BEGIN
+  FOR wanted IN
+    SELECT DISTINCT role FROM jsonb_to_recordset(current_setting('pgjot_install.slots')::jsonb) AS x (role name)
+  LOOP
+    IF wanted.role ~ '^(pg|pgjot)_' OR wanted.role = 'public' THEN
+      RAISE EXCEPTION 'pgjot: role "%" cannot be a group of slots', wanted.role USING ERRCODE = '42939';
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = wanted.role) THEN
+      EXECUTE format('CREATE ROLE %I NOLOGIN', wanted.role);
+    ELSIF EXISTS (SELECT FROM pg_roles WHERE rolname = wanted.role
+                     AND (rolsuper OR rolbypassrls OR rolcreaterole OR rolreplication)) THEN
+      RAISE EXCEPTION 'pgjot: role "%" must not be SUPERUSER, BYPASSRLS, CREATEROLE or REPLICATION', wanted.role
+        USING ERRCODE = '42501', HINT = 'Row-Level Security would not hold for its clients.';
+    END IF;
+  END LOOP;
+
+  IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'pgjot_owner') THEN
+    CREATE ROLE pgjot_owner NOLOGIN;
+  END IF;
+  IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'pgjot_control') THEN
+    CREATE ROLE pgjot_control;
+  END IF;
+  EXECUTE format('ALTER ROLE pgjot_control LOGIN NOINHERIT CONNECTION LIMIT 16 PASSWORD %L',
+                 current_setting('pgjot_install.control'));
+  EXECUTE 'GRANT pgjot_control TO pgjot_owner' || to_owner;
+
+  FOR wanted IN
+    SELECT x.*, s.oid
+      FROM jsonb_to_recordset(current_setting('pgjot_install.slots')::jsonb)
+             AS x (role name, slot name, number int4, verifier text)
+      LEFT JOIN pg_roles s ON s.rolname = x.slot
+     ORDER BY x.role, x.number
+  LOOP
+    IF wanted.oid IS NULL THEN
+      EXECUTE format('CREATE ROLE %I LOGIN INHERIT CONNECTION LIMIT 1 PASSWORD %L', wanted.slot, wanted.verifier);
+      EXECUTE format('GRANT %I TO %I', wanted.role, wanted.slot);
+      EXECUTE format('GRANT %I TO pgjot_owner', wanted.slot) || to_owner;
+      CONTINUE;
+    END IF;
+
+    EXECUTE format('ALTER ROLE %I LOGIN INHERIT CONNECTION LIMIT 1 PASSWORD %L', wanted.slot, wanted.verifier);
+    IF NOT EXISTS (SELECT FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid
+                    WHERE m.member = wanted.oid AND g.rolname = wanted.role) THEN
+      EXECUTE format('GRANT %I TO %I', wanted.role, wanted.slot);
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_auth_members m
+                    WHERE m.roleid = wanted.oid AND m.member = 'pgjot_owner'::regrole) THEN
+      EXECUTE format('GRANT %I TO pgjot_owner', wanted.slot) || to_owner;
+    END IF;
+
+    -- Repair what a client can do to the role it is logged in as: ALTER ROLE … SET, …
+    FOR setting IN
+      SELECT d.datname FROM pg_db_role_setting s LEFT JOIN pg_database d ON d.oid = s.setdatabase
+       WHERE s.setrole = wanted.oid
+    LOOP
+      EXECUTE format('ALTER ROLE %I', wanted.slot)
+              || coalesce(format(' IN DATABASE %I', setting.datname), '') || ' RESET ALL';
+    END LOOP;
+    -- … and, before PostgreSQL 16, grant itself away (every role was an administrator of itself).
+    IF NOT modern THEN
+      FOR stray IN
+        SELECT m.member::regrole FROM pg_auth_members m
+         WHERE m.roleid = wanted.oid AND m.member <> 'pgjot_owner'::regrole
+      LOOP
+        EXECUTE format('REVOKE %I FROM %s', wanted.slot, stray.member);
+      END LOOP;
+    END IF;
+  END LOOP;
+
+  -- Databases are often hardened by REVOKE CONNECT … FROM PUBLIC. Slots inherit their group's.
+  FOR wanted IN
+    SELECT DISTINCT role FROM jsonb_to_recordset(current_setting('pgjot_install.slots')::jsonb) AS x (role name)
+    UNION SELECT 'pgjot_control'
+  LOOP
+    IF NOT has_database_privilege(wanted.role, current_database(), 'CONNECT') THEN
+      EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), wanted.role);
+    END IF;
+  END LOOP;
+END
+$roles$;
+
+
+-- 2. Schema and tables, owned by pgjot_owner and granted to nobody ------------------------------------------
+
+-- Since PostgreSQL 16 who creates a role may administer it, but not become it. Taken back in section 6.
+GRANT pgjot_owner TO CURRENT_USER;
+CREATE SCHEMA IF NOT EXISTS pgjot AUTHORIZATION pgjot_owner;
+
+DO $schema$
+BEGIN
+  -- CREATE OR REPLACE keeps the owner of what it replaces. Whoever was allowed to create schemas
+  -- and took the name first would own the functions that decide who everybody is.
+  IF (SELECT nspowner FROM pg_namespace WHERE nspname = 'pgjot') <> 'pgjot_owner'::regrole THEN
+    RAISE EXCEPTION 'pgjot: schema "pgjot" exists and does not belong to pgjot_owner' USING ERRCODE = '42P06';
+  END IF;
+END
+$schema$;
+
+SET LOCAL ROLE pgjot_owner;
+
+CREATE TABLE IF NOT EXISTS pgjot.slot (
+  slot    name PRIMARY KEY,
+  role    name NOT NULL,          -- its group
+  number  int4 NOT NULL,
+  UNIQUE (role, number)
+);
+
+-- One row for each group that has slots. lease() locks it, so that two calls never choose at the same time.
+CREATE TABLE IF NOT EXISTS pgjot.slot_group (
+  role name PRIMARY KEY
+);
+
+-- UNLOGGED: a crash ends all backends, so their identities may go with them; no WAL at a login; not on
+-- standbys, nor in logical replication. fillfactor leaves room for HOT updates by bind().
+CREATE UNLOGGED TABLE IF NOT EXISTS pgjot.session (
+  pid           int4        PRIMARY KEY,
+  backend_start int8        NOT NULL,     -- microseconds since 1970, as everywhere here: no DateStyle to mind
+  client_addr   inet,                     -- NULL on a Unix socket
+  client_port   int4,
+  epoch         int8        NOT NULL,     -- how often this pid has been bound
+  claims        jsonb       NOT NULL,
+  expires_at    timestamptz NOT NULL,
+  bound_at      timestamptz NOT NULL
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 200);
+
+-- Which control backend has which slot. A lease lives as long as that backend does.
+-- Not an advisory lock: any client may take any advisory lock of its database, and one that took all of
+-- them would lock every login out. Nobody but pgjot_owner can lock these rows.
+CREATE UNLOGGED TABLE IF NOT EXISTS pgjot.lease (
+  slot          name PRIMARY KEY,
+  control_pid   int4 NOT NULL,
+  control_start int8 NOT NULL
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 200);
+
+
+-- 3. What the control connection calls ----------------------------------------------------------------------
+
+-- Live client backends: all of them, or the one with this pid. A parallel worker is none.
+-- Start times of backends that are neither slots nor control are NULL here, hence equal to nothing.
+CREATE OR REPLACE FUNCTION pgjot.backends(p_pid int4)
+RETURNS TABLE (pid int4, started int8, login oid, database oid, client_addr inet, client_port int4)
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+  SELECT a.pid, (extract(epoch FROM a.backend_start) * 1000000)::int8, a.usesysid, a.datid,
+         a.client_addr, CASE WHEN a.client_addr IS NOT NULL THEN a.client_port END  -- -1 on a Unix socket
+    FROM pg_stat_get_activity(p_pid) a
+   WHERE a.backend_type = 'client backend';
+END;
+
+-- The second lock on the door: an administrator who grants bind() to the wrong role, or to PUBLIC, has not
+-- opened it. session_user is the login role, which only a superuser can change.
+CREATE OR REPLACE FUNCTION pgjot.assert_control() RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  IF session_user <> 'pgjot_control' THEN
+    RAISE EXCEPTION 'pgjot: permission denied, only the control connection may do this' USING ERRCODE = '42501';
+  END IF;
+  -- Backends are otherwise seen as they were when this transaction first looked.
+  PERFORM pg_stat_clear_snapshot();
+END
+$$;
+
+-- Gives the backend with this pid and start an identity until p_expires (milliseconds since 1970), replacing
+-- the one it had. Returns the epoch of the binding.
+CREATE OR REPLACE FUNCTION pgjot.bind(p_pid int4, p_start int8, p_claims jsonb, p_expires int8) RETURNS int8
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  bound_epoch int8;
+BEGIN
+  PERFORM pgjot.assert_control();
+  IF jsonb_typeof(p_claims) IS DISTINCT FROM 'object'
+     OR jsonb_typeof(p_claims -> 'sub') IS DISTINCT FROM 'string'
+     OR p_claims ->> 'sub' = '' THEN
+    RAISE EXCEPTION 'pgjot: claims must be an object with a non-empty string "sub"' USING ERRCODE = '22023';
+  END IF;
+  -- The upper bound, the end of the year 9999, keeps to_timestamp() within its range.
+  IF p_expires IS NULL OR p_expires NOT BETWEEN 0 AND 253402300799999
+     OR to_timestamp(p_expires / 1000.0) <= clock_timestamp() THEN
+    RAISE EXCEPTION 'pgjot: expiry must be in the future and finite' USING ERRCODE = '22023';
+  END IF;
+
+  -- The start time makes the difference between the backend that said hello() and a later one that was
+  -- given the same pid. The slot and the database keep identities off everybody else's backends.
+  INSERT INTO pgjot.session AS s
+         (pid, backend_start, client_addr, client_port, epoch, claims, expires_at, bound_at)
+  SELECT b.pid, b.started, b.client_addr, b.client_port, 1,
+         p_claims, to_timestamp(p_expires / 1000.0), clock_timestamp()
+    FROM pgjot.backends(p_pid) b
+    JOIN pg_roles r    ON r.oid = b.login
+    JOIN pgjot.slot t  ON t.slot = r.rolname
+    JOIN pg_database d ON d.oid = b.database AND d.datname = current_database()
+   WHERE b.started = p_start
+  ON CONFLICT (pid) DO UPDATE
+     SET backend_start = excluded.backend_start, client_addr = excluded.client_addr,
+         client_port = excluded.client_port, epoch = s.epoch + 1, claims = excluded.claims,
+         expires_at = excluded.expires_at, bound_at = excluded.bound_at
+  RETURNING s.epoch INTO bound_epoch;
+
+  IF bound_epoch IS NULL THEN
+    RAISE EXCEPTION 'pgjot: no live backend of a slot in this database has this pid and start'
+      USING ERRCODE = '08003';
+  END IF;
+  RETURN bound_epoch;
+END
+$$;
+
+-- Takes the identity away, from the next statement on. (A transaction at REPEATABLE READ or above keeps
+-- seeing the row it saw, so whoever revokes also ends the backend.) Returns whether that very backend is
+-- still alive, that is, whether its slot is still taken.
+CREATE OR REPLACE FUNCTION pgjot.unbind(p_pid int4, p_start int8) RETURNS bool
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  PERFORM pgjot.assert_control();
+  DELETE FROM pgjot.session s WHERE s.pid = p_pid AND s.backend_start = p_start;
+  RETURN EXISTS (SELECT FROM pgjot.backends(p_pid) b WHERE b.started = p_start);
+END
+$$;
+
+-- Leases up to p_count free slots of a group to the calling control backend. Free: nobody alive has leased
+-- it, and nobody is logged in as it, in any database of the cluster.
+CREATE OR REPLACE FUNCTION pgjot.lease(p_role name, p_count int4) RETURNS SETOF name
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  PERFORM pgjot.assert_control();
+  PERFORM FROM pgjot.slot_group g WHERE g.role = p_role FOR UPDATE;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'pgjot: role "%" has no slots in this database', p_role USING ERRCODE = '42704';
+  END IF;
+  -- After the lock, not before: backends must be looked at later than the leases, or a lease of a control
+  -- backend that connected in between would be taken for a dead one's.
+  PERFORM pg_stat_clear_snapshot();
+
+  RETURN QUERY
+  WITH backend AS MATERIALIZED (
+    SELECT b.pid, b.started, b.login FROM pgjot.backends(NULL) b
+  ), free AS (
+    SELECT t.slot
+      FROM pgjot.slot t
+      JOIN pg_roles r ON r.rolname = t.slot AND r.rolcanlogin
+     WHERE t.role = p_role
+       AND NOT EXISTS (SELECT FROM backend b WHERE b.login = r.oid)
+       AND NOT EXISTS (SELECT FROM pgjot.lease l JOIN backend b ON b.pid = l.control_pid AND b.started = l.control_start
+                        WHERE l.slot = t.slot)
+     ORDER BY t.number
+     LIMIT greatest(p_count, 0)
+  )
+  INSERT INTO pgjot.lease AS l (slot, control_pid, control_start)
+  SELECT f.slot, b.pid, b.started FROM free f JOIN backend b ON b.pid = pg_backend_pid()
+  ON CONFLICT (slot) DO UPDATE SET control_pid = excluded.control_pid, control_start = excluded.control_start
+  RETURNING l.slot;
+END
+$$;
+
+-- Gives a lease up. Only its holder can.
+CREATE OR REPLACE FUNCTION pgjot.release(p_slot name) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  PERFORM pgjot.assert_control();
+  DELETE FROM pgjot.lease l
+   USING pgjot.backends(pg_backend_pid()) b
+   WHERE l.slot = p_slot AND l.control_pid = b.pid AND l.control_start = b.started;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'pgjot: slot "%" is not leased by this connection', p_slot USING ERRCODE = '55000';
+  END IF;
+END
+$$;
+
+-- Removes identities that have expired or whose backend is gone, and leases whose control backend is gone.
+-- None of them has any effect; this keeps the tables small and the claims of past users out of them.
+CREATE OR REPLACE FUNCTION pgjot.sweep() RETURNS int8
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  dead  record;
+  swept int8 := 0;
+BEGIN
+  PERFORM pgjot.assert_control();
+  -- Row by row, each named by what was judged: a row that bind() or lease() renews meanwhile is spared.
+  FOR dead IN
+    SELECT s.pid, s.bound_at FROM pgjot.session s
+     WHERE s.expires_at <= clock_timestamp()
+        OR NOT EXISTS (SELECT FROM pgjot.backends(NULL) b WHERE b.pid = s.pid AND b.started = s.backend_start)
+  LOOP
+    DELETE FROM pgjot.session s WHERE s.pid = dead.pid AND s.bound_at = dead.bound_at;
+    swept := swept + 1;
+  END LOOP;
+  FOR dead IN
+    SELECT l.slot, l.control_pid, l.control_start FROM pgjot.lease l
+     WHERE NOT EXISTS (SELECT FROM pgjot.backends(NULL) b WHERE b.pid = l.control_pid AND b.started = l.control_start)
+  LOOP
+    DELETE FROM pgjot.lease l
+     WHERE l.slot = dead.slot AND l.control_pid = dead.control_pid AND l.control_start = dead.control_start;
+    swept := swept + 1;
+  END LOOP;
+  RETURN swept;
+END
+$$;
+
+
+-- 4. What a client's backend calls --------------------------------------------------------------------------
+
+-- The backend about itself, before the client may speak. dirty: an earlier tenant has tampered with the
+-- login role, which no privilege can prevent: ALTER ROLE … SET (poisons later sessions) or, before
+-- PostgreSQL 16, GRANT of the slot to an accomplice (who could then watch and end later sessions).
+--
+-- Not SECURITY DEFINER: with SET ROLE NONE it runs as the slot, who may see its own start time. As
+-- pgjot_owner, each new backend would first have to load the owner's memberships, one per slot.
+CREATE OR REPLACE FUNCTION pgjot.hello(OUT pid int4, OUT backend_start int8, OUT slot name, OUT dirty bool,
+                                       OUT in_recovery bool)
+LANGUAGE plpgsql STABLE SET role = none SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  SELECT a.pid, (extract(epoch FROM a.backend_start) * 1000000)::int8, session_user,
+         EXISTS (SELECT FROM pg_db_role_setting s WHERE s.setrole = a.usesysid)
+         OR (current_setting('server_version_num')::int4 < 160000
+             AND EXISTS (SELECT FROM pg_auth_members m
+                          WHERE m.roleid = a.usesysid AND m.member <> 'pgjot_owner'::regrole)),
+         pg_is_in_recovery()
+    INTO pid, backend_start, slot, dirty, in_recovery
+    FROM pg_stat_get_activity(pg_backend_pid()) a;
+END
+$$;
+
+-- The claims of this backend's identity, or NULL. Everything else reads through it.
+--
+-- It takes no argument, and what it looks at (pid, peer address, clock, an owner-only table) no client can
+-- set. A row that an earlier backend with this pid left behind cannot match: over TCP its client's address
+-- and port differ, on a Unix socket its start time does; and it expires.
+--
+-- clock_timestamp(), not statement_timestamp(): else one DO loop would stay signed in for as long as it runs.
+-- STABLE: cached plans ask again at each execution. RESTRICTED: a parallel worker has another pid.
+CREATE OR REPLACE FUNCTION pgjot.claims() RETURNS jsonb
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  RETURN (
+    SELECT s.claims FROM pgjot.session s
+     WHERE s.pid = pg_backend_pid()
+       AND s.expires_at > clock_timestamp()
+       AND s.client_addr IS NOT DISTINCT FROM inet_client_addr()
+       AND s.client_port IS NOT DISTINCT FROM inet_client_port()
+       AND (s.client_addr IS NOT NULL
+            OR s.backend_start = (SELECT b.started FROM pgjot.backends(s.pid) b)));
+END
+$$;
+
+-- Thin, and inlined by the planner. Their bodies are parsed here and now (RETURN, not AS $$…$$), so no
+-- search_path of a caller decides later which operator is meant.
+CREATE OR REPLACE FUNCTION pgjot.user_id() RETURNS text
+LANGUAGE sql STABLE PARALLEL RESTRICTED RETURN pgjot.claims() ->> 'sub';
+
+CREATE OR REPLACE FUNCTION pgjot.uid() RETURNS uuid      -- NULL where sub is no UUID
+LANGUAGE sql STABLE PARALLEL RESTRICTED
+RETURN substring(pgjot.user_id(), '^[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}$')::uuid;
+
+CREATE OR REPLACE FUNCTION pgjot.session() RETURNS jsonb
+LANGUAGE sql STABLE PARALLEL RESTRICTED RETURN pgjot.claims();
+
+CREATE OR REPLACE FUNCTION pgjot.jwt() RETURNS jsonb
+LANGUAGE sql STABLE PARALLEL RESTRICTED RETURN pgjot.claims();
+
+-- Of these objects, not of pgjot.
+CREATE OR REPLACE FUNCTION pgjot.version() RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN '1';
+
+
+-- 5. Privileges ---------------------------------------------------------------------------------------------
+
+-- A new function can be executed by PUBLIC. ALTER DEFAULT PRIVILEGES IN SCHEMA … REVOKE … FROM PUBLIC would not
+-- change that (per-schema defaults only ever add), so: revoke by name, after the last CREATE.
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA pgjot FROM PUBLIC;
+REVOKE ALL ON SCHEMA pgjot FROM PUBLIC;
+
+GRANT USAGE ON SCHEMA pgjot TO pgjot_control;
+GRANT EXECUTE ON FUNCTION pgjot.bind(int4, int8, jsonb, int8), pgjot.unbind(int4, int8), pgjot.lease(name, int4),
+  pgjot.release(name), pgjot.sweep(), pgjot.version() TO pgjot_control;
+
+DO $grants$
+DECLARE
+  readers constant text := 'pgjot.claims(), pgjot.user_id(), pgjot.uid(), pgjot.session(), pgjot.jwt(), pgjot.version()';
+  admin   constant name := current_setting('pgjot_install.admin');
+  g       record;
+BEGIN
+  FOR g IN
+    SELECT coalesce(w.role, o.role) AS role, w.role IS NOT NULL AS wanted
+      FROM (SELECT DISTINCT role
+              FROM jsonb_to_recordset(current_setting('pgjot_install.slots')::jsonb) AS x (role name)) w
+      FULL JOIN pgjot.slot_group o ON o.role = w.role
+      JOIN pg_roles r ON r.rolname = coalesce(w.role, o.role)
+  LOOP
+    IF g.wanted THEN
+      EXECUTE format('GRANT USAGE ON SCHEMA pgjot TO %I', g.role);
+      EXECUTE format('GRANT EXECUTE ON FUNCTION pgjot.hello(), %s TO %I', readers, g.role);
+    ELSE
+      EXECUTE format('REVOKE ALL ON ALL FUNCTIONS IN SCHEMA pgjot FROM %I', g.role);
+      EXECUTE format('REVOKE ALL ON SCHEMA pgjot FROM %I', g.role);
+    END IF;
+  END LOOP;
+  -- Whoever writes policies must be allowed to name the readers, and to pass that on.
+  EXECUTE format('GRANT USAGE ON SCHEMA pgjot TO %I WITH GRANT OPTION', admin);
+  EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %I WITH GRANT OPTION', readers, admin);
+END
+$grants$;
+
+
+-- 6. The list of slots, and farewell to those no longer wanted -----------------------------------------------
+
+INSERT INTO pgjot.slot_group (role)
+SELECT DISTINCT role FROM jsonb_to_recordset(current_setting('pgjot_install.slots')::jsonb) AS x (role name)
+ON CONFLICT DO NOTHING;
+
+INSERT INTO pgjot.slot (slot, role, number)
+SELECT slot, role, number
+  FROM jsonb_to_recordset(current_setting('pgjot_install.slots')::jsonb) AS x (role name, slot name, number int4)
+ON CONFLICT DO NOTHING;
+
+DO $surplus$
+DECLARE
+  -- Roles belong to the whole cluster. Where another database has pgjot too (its schema depends on
+  -- pgjot_owner), the slots may be in use there, and only this database forgets them.
+  shared constant bool := EXISTS (
+    SELECT FROM pg_shdepend d
+     WHERE d.refclassid = 'pg_authid'::regclass AND d.refobjid = 'pgjot_owner'::regrole AND d.deptype = 'o'
+       AND d.dbid NOT IN (0, (SELECT oid FROM pg_database WHERE datname = current_database())));
+  surplus constant name[] := ARRAY(
+    SELECT slot FROM pgjot.slot
+    EXCEPT SELECT slot FROM jsonb_to_recordset(current_setting('pgjot_install.slots')::jsonb) AS x (slot name));
+  gone name;
+BEGIN
+  PERFORM set_config('role', current_setting('pgjot_install.admin'), true);
+  IF NOT shared THEN
+    FOR gone IN SELECT rolname FROM pg_roles WHERE rolname = ANY (surplus) LOOP
+      -- DROP ROLE does not mind live sessions; we do. The next run drops what this one had to leave.
+      EXECUTE format('ALTER ROLE %I NOLOGIN', gone);
+      IF NOT EXISTS (SELECT FROM pg_stat_get_activity(NULL) a JOIN pg_roles r ON r.oid = a.usesysid
+                      WHERE r.rolname = gone) THEN
+        BEGIN
+          EXECUTE format('DROP ROLE %I', gone);
+        EXCEPTION WHEN dependent_objects_still_exist THEN
+          RAISE WARNING 'pgjot: slot "%" owns objects and stays, without login', gone;
+        END;
+      END IF;
+    END LOOP;
+  END IF;
+  SET LOCAL ROLE pgjot_owner;
+  DELETE FROM pgjot.slot s
+   WHERE s.slot = ANY (surplus) AND (shared OR NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = s.slot));
+  DELETE FROM pgjot.slot_group g WHERE NOT EXISTS (SELECT FROM pgjot.slot s WHERE s.role = g.role);
+END
+$surplus$;
+
+-- Trust, but verify: a role of a slot's name may have been there before us.
+DO $verify$
+DECLARE
+  wrong record;
+BEGIN
+  SELECT r.rolname, 'must not be SUPERUSER, BYPASSRLS, CREATEROLE, CREATEDB or REPLICATION' AS problem
+    INTO wrong
+    FROM pg_roles r
+   WHERE r.rolname IN (SELECT slot FROM pgjot.slot UNION VALUES ('pgjot_control'::name), ('pgjot_owner'))
+     AND (r.rolsuper OR r.rolbypassrls OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication)
+  UNION ALL
+  SELECT r.rolname, format('must not be a member of "%s"', pg_get_userbyid(m.roleid))
+    FROM pg_auth_members m
+    JOIN pg_roles r ON r.oid = m.member
+    LEFT JOIN pgjot.slot s ON s.slot = r.rolname
+   WHERE (s.slot IS NOT NULL AND pg_get_userbyid(m.roleid) <> s.role)
+      OR r.rolname = 'pgjot_control'
+  LIMIT 1;
+  IF FOUND THEN
+    RAISE EXCEPTION 'pgjot: role "%" %', wrong.rolname, wrong.problem USING ERRCODE = '42501';
+  END IF;
+END
+$verify$;
+
+SELECT set_config('role', current_setting('pgjot_install.admin'), true);
+REVOKE pgjot_owner FROM CURRENT_USER;
