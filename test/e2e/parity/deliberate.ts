@@ -1,0 +1,107 @@
+/**
+ * Where pgjot answers otherwise than PostgreSQL on purpose, and why. Whatever is not listed here must be the same.
+ *
+ * A reviewed list, not a place to silence a test: every row must match a case, and differ from what
+ * PostgreSQL answers to it, or the test fails.
+ */
+
+/** One difference. `cases` are matched against a case's name; the answer is pgjot's, without the beginning of TLS. */
+export interface Difference {
+  readonly cases: RegExp;
+  readonly pgjot: string;
+  readonly because: string;
+}
+
+/** The list. The first row that matches counts. */
+export const DELIBERATE: readonly Difference[] = [
+  {
+    cases: /^protocol [12]\.\d+/,
+    pgjot: '0A000, closes',
+    because: 'an ErrorResponse has a SQLSTATE; the format before 7.4 had none, and nobody reads it',
+  },
+  {
+    cases: /^GSSENCRequest, then protocol 2\.0$/,
+    pgjot: 'N, 0A000, closes',
+    because: 'as protocol 2.0 without GSSENCRequest',
+  },
+  {
+    cases: /^(SSL|GSSENC)Request and (?!EOF).* in one segment$/,
+    pgjot: '08P01, closes',
+    because:
+      'bytes behind the request end the connection before it is answered; PostgreSQL answers first, and with TLS takes them for a ClientHello',
+  },
+  {
+    cases: /^direct TLS, then (SSL|GSSENC)Request$/,
+    pgjot: 'tls postgresql, 0A000, closes',
+    because: 'encryption inside encryption is refused alike however the first began',
+  },
+  {
+    cases: /^(user twice|database twice)/,
+    pgjot: '08P01, closes',
+    because:
+      'PostgreSQL takes the last of two, other servers the first: nobody may depend on which (B6)',
+  },
+  {
+    cases: /^application_name twice/,
+    pgjot: '08P01, closes',
+    because: 'duplicates are refused for every parameter, in whatever case (B6)',
+  },
+  {
+    cases: /^a user that is no UTF-8$/,
+    pgjot: '08P01, closes',
+    because: 'two byte strings must never decode to the same name',
+  },
+  {
+    cases: /^replication="(?!f|FALSE|of|0|n)/,
+    pgjot: '0A000, closes',
+    because: 'no replication connection, nor anything that might be meant as one (B5)',
+  },
+  {
+    cases: /^(a protocol option in capitals|_pq_ without a dot|user and USER)$/,
+    pgjot: '42501, closes',
+    because: 'a parameter that is not on the list is refused before the password, not after it',
+  },
+  {
+    cases:
+      /^(role|session_authorization|pg_session_jwt\.jwk|request\.jwt\.claims|pgjot\.x|\w+_preload_libraries) (as a parameter|in options)$/,
+    pgjot: '42501, closes',
+    because:
+      'these say who somebody is or load code: refused before a password is asked for (B1–B3)',
+  },
+  {
+    cases:
+      /^(a parameter without a name in the catalogue|a custom setting|a parameter spelt with a hyphen)$/,
+    pgjot: '42501, closes',
+    because:
+      'a parameter that is not on the list is refused before the password, not after it (B7)',
+  },
+  {
+    cases:
+      /^options "(-c|--|-|search_path=x|-c search_path|--search-path|-c =x?|-c search_path =x|-x|-c search_path=x (trailing|\\\\)|-csearch_path|-c \\"search_path=x\\")"$/,
+    pgjot: '42501, closes',
+    because: 'options that are not settings are refused before the password, not after it',
+  },
+  {
+    cases: /^password (declaring length|of (65,536|70,000) bytes)/,
+    pgjot: 'asks password, 08P01, closes',
+    because: 'PostgreSQL writes "invalid message length" into its log only; we tell the client',
+  },
+  {
+    cases: /^a whole login (to a database that does not exist|without a database)$/,
+    pgjot: 'asks password, 28000, closes',
+    because:
+      'a database without a route is refused by the policy, which does not say whether it exists',
+  },
+];
+
+/** Cases where both refuse with the same SQLSTATE, and pgjot's text is another on purpose. */
+export const OTHER_WORDS: readonly Omit<Difference, 'pgjot'>[] = [
+  {
+    cases: /^high bytes everywhere/,
+    because: 'not even a terminator is looked for in what is no UTF-8',
+  },
+  {
+    cases: /^password of length 5, the NUL/,
+    because: 'an empty password is refused in the words of any other wrong one (token_missing)',
+  },
+];
