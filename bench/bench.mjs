@@ -1,0 +1,224 @@
+/**
+ * `npm run bench`: what pgjot costs, beside a direct connection, PgBouncer, HAProxy and a bare Node pipe.
+ *
+ * Everything runs on loopback, started and ended by this program. All columns take turns within each round,
+ * so that what else the machine does touches them all alike: ratios are worth reading, absolute
+ * figures are not. DESIGN.md section 9 has the targets.
+ */
+import { mkdirSync, writeFileSync } from 'node:fs';
+import { availableParallelism, constants, cpus, release, totalmem } from 'node:os';
+import { dirname } from 'node:path';
+import { parseArgs } from 'node:util';
+import { MEASURES, rehearse } from './measures.mjs';
+import { preparePostgres, writeCopyFile } from './postgres.mjs';
+import { markdown, summarize } from './report.mjs';
+import { openStage, residentMiB } from './stage.mjs';
+import { CLIENTS, startTargets, version } from './targets.mjs';
+
+const USAGE = `usage: npm run bench -- [--quick] [--rounds N] [--seconds N] [--megabytes N]
+                        [--only measure,…] [--json FILE] [--node-args A]
+
+  --quick         3 short rounds: is everything in order?
+  --rounds N      how often every measurement is taken (5)
+  --seconds N     length of one pgbench run (5)
+  --megabytes N   length of one COPY (400)
+  --only M,…      of ${MEASURES.map(({ id }) => id).join(', ')}
+  --json FILE     where all samples go (test-results/bench.json)
+  --node-args A   for the Node that runs pgjot, for instance --node-args=--cpu-prof
+`;
+
+/**
+ * @typedef {ReturnType<typeof readOptions>} Options
+ * @typedef {import('./report.mjs').Round} Round
+ * @typedef {import('./targets.mjs').Target} Target
+ */
+
+const options = readOptions();
+const stage = await openStage();
+/** @type {NodeJS.Signals | undefined} */
+let interruptedBy;
+for (const signal of /** @type {const} */ (['SIGINT', 'SIGTERM', 'SIGHUP'])) {
+  // Ending what runs makes `main` fail at whatever it waits for; it then exits by this signal's number.
+  process.once(signal, () => {
+    interruptedBy = signal;
+    void stage.close();
+  });
+}
+try {
+  await main();
+} catch (error) {
+  if (interruptedBy === undefined) console.error(`bench: ${sentenceOf(error)}`);
+  process.exitCode = interruptedBy === undefined ? 1 : 128 + constants.signals[interruptedBy];
+} finally {
+  await stage.close();
+}
+
+async function main() {
+  say('starting PostgreSQL and the proxies');
+  const postgres = await preparePostgres(stage);
+  const { targets, missing } = await startTargets(stage, postgres, options);
+  for (const sentence of missing) say(sentence);
+  const rest = memoryOf(targets);
+  const copyFile = writeCopyFile(stage, options.megabytes);
+  const scene = { ...options, stage, copyFile, bin: postgres.bin };
+  for (const target of targets) await rehearse(scene, target);
+
+  const { rounds, failures } = await measure(scene, targets);
+
+  const rows = summarize(rounds);
+  const memory = { rest, peak: memoryOf(targets) };
+  const machine = describeMachine(postgres);
+  writeJson({ machine, options, failures, rows, memory, rounds });
+  console.log(`\n${markdown(rows, memory)}\n\n${machine}\n${explain()}`);
+  for (const failure of failures) console.log(`\nFAILED: ${failure}`);
+  if (failures.length > 0) process.exitCode = 1;
+}
+
+/**
+ * All rounds, every measure in each, all targets taking turns; each round starts with another target.
+ *
+ * @param {import('./measures.mjs').Scene} scene
+ * @param {readonly Target[]} targets
+ */
+async function measure(scene, targets) {
+  /** @type {Round[]} */
+  const rounds = [];
+  /** @type {string[]} */
+  const failures = [];
+  for (let number = 0; number < options.rounds; number += 1) {
+    /** @type {Round} */
+    const round = {};
+    rounds.push(round);
+    for (const { id, applies, sample } of options.measures) {
+      const cells = (round[id] ??= {});
+      const turn = targets.filter(applies);
+      for (const [index] of turn.entries()) {
+        const target = turn[(index + number) % turn.length];
+        if (target === undefined) continue;
+        const what = `round ${number + 1}/${options.rounds}: ${id}, ${target.column}`;
+        try {
+          cells[target.column] = await sample(scene, target);
+          say(`${what}: ${show(cells[target.column])}`);
+        } catch (error) {
+          if (interruptedBy !== undefined) throw error;
+          failures.push(`${what}: ${sentenceOf(error)}`);
+          say(`${what}: FAILED`);
+        }
+      }
+    }
+  }
+  return { rounds, failures };
+}
+
+function readOptions() {
+  const { values } = parseArgs({
+    options: {
+      quick: { type: 'boolean', default: false },
+      rounds: { type: 'string' },
+      seconds: { type: 'string' },
+      megabytes: { type: 'string' },
+      only: { type: 'string' },
+      json: { type: 'string', default: 'test-results/bench.json' },
+      'node-args': { type: 'string', default: '' },
+      help: { type: 'boolean', default: false },
+    },
+  });
+  if (values.help) {
+    process.stdout.write(USAGE);
+    process.exit(0);
+  }
+  const only = values.only?.split(',');
+  const unknown = only?.filter((wanted) => !MEASURES.some(({ id }) => id === wanted)) ?? [];
+  if (unknown.length > 0) refuse(`no such measure: ${unknown.join(', ')}`);
+  const number = (/** @type {string | undefined} */ text, /** @type {number} */ usual) => {
+    const value = text === undefined ? usual : Number(text);
+    if (!Number.isInteger(value) || value < 1) refuse(`not a whole number above 0: ${text}`);
+    return value;
+  };
+  return {
+    rounds: number(values.rounds, values.quick ? 3 : 5),
+    // pgbench reports once a second and the first report only starts the clock.
+    seconds: Math.max(3, number(values.seconds, values.quick ? 3 : 5)),
+    megabytes: number(values.megabytes, values.quick ? 100 : 400),
+    measures: MEASURES.filter(({ id }) => only?.includes(id) ?? true),
+    json: values.json,
+    nodeArgs: values['node-args'].split(' ').filter((word) => word !== ''),
+  };
+}
+
+/**
+ * @param {string} problem
+ * @returns {never}
+ */
+function refuse(problem) {
+  process.stderr.write(`bench: ${problem}\n${USAGE}`);
+  process.exit(64);
+}
+
+/**
+ * MiB of every proxy; where a column has two, of the larger.
+ *
+ * @param {readonly Target[]} targets
+ */
+function memoryOf(targets) {
+  /** @type {Partial<Record<Target['column'], { now: number, peak: number }>>} */
+  const memory = {};
+  for (const { column, proxy } of targets) {
+    if (proxy === undefined || !proxy.running()) continue;
+    const { now, peak } = residentMiB(proxy.pid);
+    const other = memory[column];
+    memory[column] = {
+      now: Math.max(now, other?.now ?? 0),
+      peak: Math.max(peak, other?.peak ?? 0),
+    };
+  }
+  return memory;
+}
+
+/** @param {import('./postgres.mjs').Postgres} postgres */
+function describeMachine({ bin, version: postgres }) {
+  const model = cpus()[0]?.model.trim() || 'unknown processor';
+  const gib = Math.round(totalmem() / 2 ** 30);
+  const [pgbouncer, haproxy] = [version.pgbouncer(), version.haproxy()];
+  return [
+    `${availableParallelism()} cores of ${model}, ${gib} GiB, ${process.platform} ${release()}`,
+    `PostgreSQL ${postgres}`,
+    `pgbench ${version.pgbench(bin)}`,
+    ...(pgbouncer === '' ? [] : [`PgBouncer ${pgbouncer} (session pool)`]),
+    ...(haproxy === '' ? [] : [`HAProxy ${haproxy} (TCP mode, 1 thread)`]),
+    `Node ${process.versions.node}; ${new Date().toISOString().slice(0, 10)}.`,
+  ].join('; ');
+}
+
+function explain() {
+  return (
+    `\n${options.rounds} rounds of ${options.seconds} s and ${options.megabytes} MB, the columns taking turns within each; ` +
+    `\`pgbench -S\` with ${CLIENTS} clients unless it says 1. Client, proxy and PostgreSQL share the cores and whatever else ` +
+    'the machine does, so absolute figures wander by ±20 % from run to run: compare only ratios within one run.'
+  );
+}
+
+/** @param {object} result */
+function writeJson(result) {
+  mkdirSync(dirname(options.json), { recursive: true });
+  writeFileSync(options.json, `${JSON.stringify(result, undefined, 2)}\n`);
+  say(`all samples are in ${options.json}`);
+}
+
+/** @param {Record<string, number> | undefined} sample */
+function show(sample) {
+  return Object.entries(sample ?? {})
+    .filter(([, value]) => Number.isFinite(value))
+    .map(([name, value]) => `${name} ${value.toFixed(1)}`)
+    .join(', ');
+}
+
+/** @param {unknown} error */
+function sentenceOf(error) {
+  return error instanceof Error ? error.message : String(error);
+}
+
+/** @param {string} sentence */
+function say(sentence) {
+  process.stderr.write(`${sentence}\n`);
+}
