@@ -73,16 +73,28 @@ export async function handshake(
 }
 
 /** Direct TLS (PostgreSQL 17's sslnegotiation=direct): the first byte is a TLS record's, and ALPN must say what it is for. */
-async function acceptDirectTls(client: Client, options: HandshakeOptions, signal: AbortSignal): Promise<void> {
+async function acceptDirectTls(
+  client: Client,
+  options: HandshakeOptions,
+  signal: AbortSignal,
+): Promise<void> {
   const first = await readExactly(client.stream, 1, signal);
   client.stream.unshift(first);
   if (first[0] !== TLS_HANDSHAKE_RECORD) return;
   if (options.secureContext === undefined) {
-    throw new ProxyError('malformed_startup', { problem: 'TLS is not configured' }, { silent: true });
+    throw new ProxyError(
+      'malformed_startup',
+      { problem: 'TLS is not configured' },
+      { silent: true },
+    );
   }
   const secured = await startTls(client, options.secureContext, signal);
   if (secured.alpnProtocol !== ALPN) {
-    throw new ProxyError('malformed_startup', { problem: 'direct TLS without ALPN' }, { silent: true });
+    throw new ProxyError(
+      'malformed_startup',
+      { problem: 'direct TLS without ALPN' },
+      { silent: true },
+    );
   }
 }
 
@@ -121,7 +133,11 @@ function refuseEarlyBytes(client: Client, request: string): void {
   if (client.stream.readableLength > 0) throw new ProxyError('bytes_before_tls', { request });
 }
 
-async function startTls(client: Client, secureContext: SecureContext, signal: AbortSignal): Promise<TLSSocket> {
+async function startTls(
+  client: Client,
+  secureContext: SecureContext,
+  signal: AbortSignal,
+): Promise<TLSSocket> {
   const secured = new TLSSocket(client.stream as Socket, {
     isServer: true,
     secureContext,
@@ -140,7 +156,15 @@ async function startTls(client: Client, secureContext: SecureContext, signal: Ab
     const onClose = () => settle(() => reject(new EndOfStream(0)));
     // What failed is the peer's TLS; telling it in clear text would only confuse it.
     const onError = (cause: Error) =>
-      settle(() => reject(new ProxyError('malformed_startup', { problem: 'TLS handshake failed' }, { cause, silent: true })));
+      settle(() =>
+        reject(
+          new ProxyError(
+            'malformed_startup',
+            { problem: 'TLS handshake failed' },
+            { cause, silent: true },
+          ),
+        ),
+      );
     const onAbort = () => settle(() => reject(signal.reason as Error));
     secured.on('secure', onSecure);
     secured.on('close', onClose);
@@ -167,7 +191,10 @@ async function acceptStartup(
   const agreed = Math.min(minor, NEWEST_MINOR);
   const unknownOptions = pairs.map(([name]) => name).filter((name) => name.startsWith('_pq_.'));
   if (minor > NEWEST_MINOR || unknownOptions.length > 0) {
-    await send(client.stream, encodeNegotiateProtocolVersion(PROTOCOL_3_0 + agreed, unknownOptions));
+    await send(
+      client.stream,
+      encodeNegotiateProtocolVersion(PROTOCOL_3_0 + agreed, unknownOptions),
+    );
   }
   // Before a password is asked for: libpq's default sslmode=prefer would otherwise send the token in clear.
   if (options.tlsMode === 'require' && !client.encrypted) throw new ProxyError('tls_required');
@@ -179,7 +206,15 @@ async function acceptStartup(
 function decodeCancelRequest({ body }: StartupPacket): Cancel {
   const keyLength = body.length - 4;
   if (keyLength < 4 || keyLength > 256) {
-    throw new ProxyError('malformed_startup', { problem: 'invalid length of cancel request' }, { silent: true });
+    throw new ProxyError(
+      'malformed_startup',
+      { problem: 'invalid length of cancel request' },
+      { silent: true },
+    );
   }
-  return { kind: 'cancel', processId: body.readInt32BE(0), secretKey: Buffer.from(body.subarray(4)) };
+  return {
+    kind: 'cancel',
+    processId: body.readInt32BE(0),
+    secretKey: Buffer.from(body.subarray(4)),
+  };
 }

@@ -32,7 +32,9 @@ export async function askForToken(
     const length = await readPasswordHeader(client, signal);
     if (length - 1 > maxTokenBytes) {
       await skip(client.stream, length, signal);
-      const cause = new Error(`the token has ${length - 1} bytes, more than limits.maxTokenBytes (${maxTokenBytes})`);
+      const cause = new Error(
+        `the token has ${length - 1} bytes, more than limits.maxTokenBytes (${maxTokenBytes})`,
+      );
       throw new ProxyError('token_rejected', { user }, { cause });
     }
     return await readPassword(client, length, user, signal);
@@ -46,7 +48,9 @@ export async function askForToken(
 async function readPasswordHeader(client: Client, signal: AbortSignal): Promise<number> {
   const [type] = await readExactly(client.stream, 1, signal);
   if (type !== FRONTEND.PasswordMessage) {
-    throw new ProxyError('unexpected_message', { problem: `expected password response, got message type ${type}` });
+    throw new ProxyError('unexpected_message', {
+      problem: `expected password response, got message type ${type}`,
+    });
   }
   const length = (await readExactly(client.stream, 4, signal)).readInt32BE(0);
   if (length < 4 || length > MAX_PASSWORD_MESSAGE_BYTES) {
@@ -55,7 +59,12 @@ async function readPasswordHeader(client: Client, signal: AbortSignal): Promise<
   return length - 4;
 }
 
-async function readPassword(client: Client, length: number, user: string, signal: AbortSignal): Promise<string> {
+async function readPassword(
+  client: Client,
+  length: number,
+  user: string,
+  signal: AbortSignal,
+): Promise<string> {
   const body = await readExactly(client.stream, length, signal);
   // Attack A7: exactly one NUL, at the very end, as recv_password_packet() insists on.
   if (body.indexOf(0) !== length - 1) {

@@ -36,7 +36,8 @@ const ALLOWED: ReadonlySet<string> = new Set([
 ]);
 
 /** Never allowed, not even by the configuration: they say who somebody is, or load code. */
-const OWNED = /^(role|session_authorization|replication|is_superuser|user|database|options|(session|local|shared)_preload_libraries|dynamic_library_path|jit_provider|(pgjot|request|pg_session_jwt|_pq_)\..*)$/;
+const OWNED =
+  /^(role|session_authorization|replication|is_superuser|user|database|options|(session|local|shared)_preload_libraries|dynamic_library_path|jit_provider|(pgjot|request|pg_session_jwt|_pq_)\..*)$/;
 
 const MAX_VALUE_BYTES = 1_024;
 
@@ -95,7 +96,8 @@ export function parseOptions(options: string): Map<string, string> {
     else if (word.startsWith('-c')) assignment = word.slice(2);
     const equals = assignment?.indexOf('=') ?? -1;
     // Any other switch (-f, -S, -W, …) or a bare word changes the server in ways nobody needs.
-    if (assignment === undefined || equals < 1) throw new ProxyError('parameter_forbidden', { name: 'options' });
+    if (assignment === undefined || equals < 1)
+      throw new ProxyError('parameter_forbidden', { name: 'options' });
     settings.set(canonicalName(assignment.slice(0, equals)), assignment.slice(equals + 1));
   }
   return settings;
@@ -137,7 +139,8 @@ function refuseReplication(value: string | undefined): void {
   if (value === undefined) return;
   const text = value.toLowerCase();
   const isFalse =
-    text !== '' && (['false', 'no'].some((word) => word.startsWith(text)) || ['of', 'off', '0'].includes(text));
+    text !== '' &&
+    (['false', 'no'].some((word) => word.startsWith(text)) || ['of', 'off', '0'].includes(text));
   if (!isFalse) throw new ProxyError('replication_unsupported');
 }
 

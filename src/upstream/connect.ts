@@ -13,7 +13,11 @@ import { isLoopback, type UpstreamConfig } from '../config.ts';
 import { ProxyError } from '../errors.ts';
 import { BACKEND, decodeBackendKeyData, decodeErrorFields } from '../wire/backend.ts';
 import { InvalidFrameLength, readFrame, type Frame } from '../wire/frame.ts';
-import { encodePasswordMessage, encodeSASLInitialResponse, encodeSASLResponse } from '../wire/frontend.ts';
+import {
+  encodePasswordMessage,
+  encodeSASLInitialResponse,
+  encodeSASLResponse,
+} from '../wire/frontend.ts';
 import { EndOfStream } from '../wire/read.ts';
 import { encodeStartupMessage } from '../wire/startup.ts';
 import { dial } from './dial.ts';
@@ -31,7 +35,7 @@ export interface Credentials {
 
 /** A session that is logged in and idle. The caller owns `stream` and closes it. */
 export interface UpstreamConnection {
-  readonly stream: Duplex;
+  stream: Duplex;
   readonly processId: number;
   /** The cancel key of this backend; never leaves the proxy. */
   readonly secretKey: Buffer;
@@ -43,7 +47,13 @@ export interface UpstreamConnection {
 const MAX_LOGIN_FRAME_BYTES = 65_536;
 const MAX_LOGIN_FRAMES = 256;
 
-const AUTHENTICATION = { Ok: 0, CleartextPassword: 3, SASL: 10, SASLContinue: 11, SASLFinal: 12 } as const;
+const AUTHENTICATION = {
+  Ok: 0,
+  CleartextPassword: 3,
+  SASL: 10,
+  SASLContinue: 11,
+  SASLFinal: 12,
+} as const;
 
 /**
  * Connects and logs in.
@@ -78,7 +88,8 @@ export async function connect(
 /** What a failed read or an impossible frame means for the one who waits for this upstream. */
 export function asProxyError(error: unknown): ProxyError {
   if (error instanceof EndOfStream) return new ProxyError('upstream_lost', { cause: error });
-  if (error instanceof InvalidFrameLength) return new ProxyError('upstream_protocol', { cause: error });
+  if (error instanceof InvalidFrameLength)
+    return new ProxyError('upstream_protocol', { cause: error });
   return ProxyError.from(error);
 }
 
@@ -147,13 +158,20 @@ class Authentication {
         const bindable = this.#stream instanceof TLSSocket ? this.#stream : null;
         // `pg` binds only where a stream is given, and then prefers SCRAM-SHA-256-PLUS.
         this.#session = sasl.startSession(mechanisms, bindable);
-        this.#stream.write(encodeSASLInitialResponse(this.#session.mechanism, this.#session.response));
+        this.#stream.write(
+          encodeSASLInitialResponse(this.#session.mechanism, this.#session.response),
+        );
         return;
       }
       case AUTHENTICATION.SASLContinue: {
         if (this.#session === undefined) throw unexpected(frame);
         const bindable = this.#stream instanceof TLSSocket ? this.#stream : null;
-        await sasl.continueSession(this.#session, this.#credentials.password, rest.toString('latin1'), bindable);
+        await sasl.continueSession(
+          this.#session,
+          this.#credentials.password,
+          rest.toString('latin1'),
+          bindable,
+        );
         this.#stream.write(encodeSASLResponse(this.#session.response));
         return;
       }
@@ -170,10 +188,13 @@ class Authentication {
   }
 
   #sendClearPassword(): void {
-    const private_ = this.#stream instanceof TLSSocket ? this.#stream.authorized : isLoopback(this.#upstream.host);
+    const private_ =
+      this.#stream instanceof TLSSocket ? this.#stream.authorized : isLoopback(this.#upstream.host);
     if (!private_) {
       throw new ProxyError('upstream_login_rejected', {
-        cause: new Error('the server asks for a clear password on a connection that is not verified TLS'),
+        cause: new Error(
+          'the server asks for a clear password on a connection that is not verified TLS',
+        ),
       });
     }
     this.#stream.write(encodePasswordMessage(this.#credentials.password));
@@ -191,7 +212,8 @@ function loginError(frame: Frame, role: string): ProxyError {
   const sqlstate = fields.get('C') ?? '';
   const cause = new UpstreamError(fields);
   if (sqlstate.startsWith('28')) return new ProxyError('upstream_login_rejected', { cause });
-  const aboutRole = sqlstate === '42501' || (sqlstate === '22023' && (fields.get('M') ?? '').includes('"role"'));
+  const aboutRole =
+    sqlstate === '42501' || (sqlstate === '22023' && (fields.get('M') ?? '').includes('"role"'));
   if (aboutRole) return new ProxyError('session_setup_failed', { role }, { cause });
   return new ProxyError('upstream_rejected', { cause, frame: frame.bytes });
 }

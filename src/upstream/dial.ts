@@ -59,7 +59,14 @@ export function upstreamTlsOptions(upstream: UpstreamConfig): ConnectionOptions 
 async function openSocket({ host, port }: UpstreamConfig, signal: AbortSignal): Promise<Socket> {
   const socket = host.startsWith('/')
     ? connectTcp({ path: `${host}/.s.PGSQL.${port}`, allowHalfOpen: true })
-    : connectTcp({ host, port, allowHalfOpen: true, noDelay: true, keepAlive: true, keepAliveInitialDelay: KEEPALIVE_MS });
+    : connectTcp({
+        host,
+        port,
+        allowHalfOpen: true,
+        noDelay: true,
+        keepAlive: true,
+        keepAliveInitialDelay: KEEPALIVE_MS,
+      });
   try {
     await once(socket, 'connect', signal);
   } catch (error) {
@@ -78,12 +85,19 @@ async function requestTls(socket: Socket, signal: AbortSignal): Promise<void> {
   socket.write(encodeSSLRequest());
   const answer = (await readExactly(socket, 1, signal)).toString('latin1');
   if (answer !== 'S') {
-    throw new Error(answer === 'N' ? 'the server does not offer TLS' : 'the server refused the SSLRequest');
+    throw new Error(
+      answer === 'N' ? 'the server does not offer TLS' : 'the server refused the SSLRequest',
+    );
   }
-  if (socket.readableLength > 0) throw new Error('the server sent unencrypted bytes after its answer to SSLRequest');
+  if (socket.readableLength > 0)
+    throw new Error('the server sent unencrypted bytes after its answer to SSLRequest');
 }
 
-function once(stream: Socket, event: 'connect' | 'secureConnect', signal: AbortSignal): Promise<void> {
+function once(
+  stream: Socket,
+  event: 'connect' | 'secureConnect',
+  signal: AbortSignal,
+): Promise<void> {
   return new Promise((resolve, reject) => {
     const settle = (finish: () => void) => {
       stream.off(event, onEvent);

@@ -40,7 +40,10 @@ export function encodeBackendKeyData(processId: number, secretKey: Buffer): Buff
 }
 
 /** NegotiateProtocolVersion: the version we go on with, and the protocol options we do not know. */
-export function encodeNegotiateProtocolVersion(version: number, unknown: readonly string[]): Buffer {
+export function encodeNegotiateProtocolVersion(
+  version: number,
+  unknown: readonly string[],
+): Buffer {
   return encodeFrame(
     'v',
     encodeInt32(version),
@@ -58,16 +61,32 @@ export function encodeErrorResponse(error: ProxyError): Buffer | undefined {
   if (error.silent) return undefined;
   if (error.frame !== undefined) return error.frame;
   const { sqlstate, sent } = error.spec;
-  const severity = sent === 'ERROR' ? 'ERROR' : 'FATAL';
-  const fields: [string, string | undefined][] = [
-    ['S', severity],
-    ['V', severity],
-    ['C', sqlstate ?? ERRORS.internal.sqlstate],
-    ['M', error.message],
-    ['D', error.detail],
-    ['H', error.hint],
+  return encodeErrorFields({
+    severity: sent === 'ERROR' ? 'ERROR' : 'FATAL',
+    sqlstate: sqlstate ?? ERRORS.internal.sqlstate,
+    message: error.message,
+    detail: error.detail,
+    hint: error.hint,
+  });
+}
+
+/** An ErrorResponse from its fields: always S, V, C and M, which clients may rely on. */
+export function encodeErrorFields(fields: {
+  readonly severity: string;
+  readonly sqlstate: string;
+  readonly message: string;
+  readonly detail?: string | undefined;
+  readonly hint?: string | undefined;
+}): Buffer {
+  const typed: [string, string | undefined][] = [
+    ['S', fields.severity],
+    ['V', fields.severity],
+    ['C', fields.sqlstate],
+    ['M', fields.message],
+    ['D', fields.detail],
+    ['H', fields.hint],
   ];
-  const present = fields.filter((field): field is [string, string] => field[1] !== undefined);
+  const present = typed.filter((field): field is [string, string] => field[1] !== undefined);
   return encodeFrame(
     'E',
     ...present.map(([type, text]) => encodeString(type + text.replaceAll('\0', ''))),
@@ -109,7 +128,9 @@ export function decodeDataRow(body: Buffer): (string | null)[] | undefined {
 }
 
 /** The process id and secret of a BackendKeyData; `undefined` when it is malformed. */
-export function decodeBackendKeyData(frame: Frame): { processId: number; secretKey: Buffer } | undefined {
+export function decodeBackendKeyData(
+  frame: Frame,
+): { processId: number; secretKey: Buffer } | undefined {
   const { body } = frame;
   if (body.length < 8 || body.length > 4 + 256) return undefined;
   return { processId: body.readInt32BE(0), secretKey: Buffer.from(body.subarray(4)) };

@@ -54,11 +54,17 @@ export function encodeInt32(value: number): Buffer {
  * @throws {InvalidFrameLength} when the length is impossible or too large.
  * @throws {EndOfStream} when the peer is gone; the signal's reason when it aborts.
  */
-export async function readFrame(stream: Duplex, maxBytes: number, signal: AbortSignal): Promise<Frame> {
+export async function readFrame(
+  stream: Duplex,
+  maxBytes: number,
+  signal: AbortSignal,
+): Promise<Frame> {
   const header = await readExactly(stream, HEADER_BYTES, signal);
   const length = header.readInt32BE(1) - 4;
   if (length < 0 || length > maxBytes) {
-    throw new InvalidFrameLength(`a frame of ${length + 4} bytes where at most ${maxBytes + 4} are allowed`);
+    throw new InvalidFrameLength(
+      `a frame of ${length + 4} bytes where at most ${maxBytes + 4} are allowed`,
+    );
   }
   const body = await readExactly(stream, length, signal);
   return { type: header[0] as number, body, bytes: Buffer.concat([header, body]) };
@@ -69,7 +75,10 @@ export async function readFrame(stream: Duplex, maxBytes: number, signal: AbortS
  *
  * Returns `undefined` when no NUL follows within the body. Bytes that are not UTF-8 become U+FFFD.
  */
-export function decodeString(body: Buffer, start: number): { text: string; next: number } | undefined {
+export function decodeString(
+  body: Buffer,
+  start: number,
+): { text: string; next: number } | undefined {
   const end = body.indexOf(0, start);
   if (end === -1) return undefined;
   return { text: body.toString('utf8', start, end), next: end + 1 };

@@ -37,7 +37,10 @@ export interface StartupPacket {
  * @throws {ProxyError} malformed_startup, silent, on an impossible length: PostgreSQL says nothing either.
  * @throws {EndOfStream} when the peer is gone; the signal's reason when it aborts.
  */
-export async function readStartupPacket(stream: Duplex, signal: AbortSignal): Promise<StartupPacket> {
+export async function readStartupPacket(
+  stream: Duplex,
+  signal: AbortSignal,
+): Promise<StartupPacket> {
   const length = (await readExactly(stream, 4, signal)).readUInt32BE(0) - 4;
   if (length < MIN_STARTUP_BYTES || length > MAX_STARTUP_BYTES) {
     throw new ProxyError('malformed_startup', { problem: 'impossible length' }, { silent: true });
@@ -69,7 +72,9 @@ export function decodeParameters(body: Buffer): [name: string, value: string][] 
 }
 
 /** A StartupMessage for an upstream, protocol 3.0, from nothing but what it is given; later pairs win in PostgreSQL. */
-export function encodeStartupMessage(pairs: Iterable<readonly [name: string, value: string]>): Buffer {
+export function encodeStartupMessage(
+  pairs: Iterable<readonly [name: string, value: string]>,
+): Buffer {
   const fields = [encodeInt32(PROTOCOL_3_0)];
   for (const [name, value] of pairs) fields.push(encodeString(name), encodeString(value));
   return encodePacket(Buffer.concat([...fields, Buffer.from([0])]));

@@ -1,0 +1,178 @@
+/**
+ * One client's life, from its first byte to its last. Start reading here.
+ *
+ *   handshake ─▶ login ─▶ acquire ─▶ welcome ─▶ splice ─▶ release
+ *       │ a CancelRequest        every stage may throw: one ErrorResponse, then the end
+ *       └─▶ cancel
+ *
+ * Nothing upstream is dialled before the token is good, and the client hears AuthenticationOk only
+ * when the session behind it is ready and known to be its own.
+ */
+import type { Duplex } from 'node:stream';
+import { handshake, type HandshakeOptions, type Startup } from './client/handshake.ts';
+import { askForToken } from './client/login.ts';
+import { farewell, type Client } from './client/stream.ts';
+import { welcome } from './client/welcome.ts';
+import { ProxyError } from './errors.ts';
+import type { Verifier } from './identity/jwt.ts';
+import type { Identity } from './identity/policy.ts';
+import { splice, type Outcome } from './splice/splice.ts';
+import { encodeErrorResponse } from './wire/backend.ts';
+import type { Cancels } from './upstream/cancel.ts';
+import type { Lease } from './upstream/pool.ts';
+
+/** What a connection needs of the house. */
+export interface Surroundings {
+  readonly handshake: HandshakeOptions;
+  readonly verifier: Verifier;
+  readonly cancels: Cancels;
+  readonly maxTokenBytes: number;
+  readonly loginTimeoutMs: number;
+  readonly expiryGraceMs: number;
+  /** Who a verified token's holder is for this startup. Throws `role_forbidden`. */
+  authorize(startup: Startup, token: Awaited<ReturnType<Verifier['verify']>>): Identity;
+  acquire(
+    identity: Identity,
+    parameters: ReadonlyMap<string, string>,
+    signal: AbortSignal,
+  ): Promise<Lease>;
+}
+
+/** Told what happens, for the log; never shown the token. */
+export interface Witness {
+  onStartup(startup: Startup): void;
+  onIdentity(identity: Identity): void;
+  onWelcome(finish: (error: ProxyError, graceMs: number) => void): void;
+  onRefusal(error: ProxyError): void;
+  onEnd(outcome: Outcome): void;
+}
+
+/** Serves one client until both its stream and its upstream session are closed. Never throws. */
+export async function serve(
+  stream: Duplex,
+  address: string,
+  house: Surroundings,
+  witness: Witness,
+): Promise<void> {
+  const client: Client = { stream, encrypted: false, address };
+  const login = new LoginDeadline(house.loginTimeoutMs, stream);
+  try {
+    const startup = await handshake(client, house.handshake, login.signal);
+    if (startup.kind === 'cancel') {
+      login.over();
+      return await house.cancels.forward(startup);
+    }
+    login.audible();
+    witness.onStartup(startup);
+    const token = await askForToken(client, startup.user, house.maxTokenBytes, login.signal);
+    const identity = house.authorize(
+      startup,
+      await login.bound(house.verifier.verify(token, startup.user)),
+    );
+    witness.onIdentity(identity);
+    const lease = await house.acquire(identity, startup.parameters, login.signal);
+    await converse(client, startup, identity, lease, house, witness, login);
+  } catch (error) {
+    const failure = ProxyError.from(error);
+    witness.onRefusal(failure);
+    await farewell(client.stream, encodeErrorResponse(failure));
+  } finally {
+    login.over();
+    await farewell(client.stream);
+  }
+}
+
+/** From AuthenticationOk to the end of the session; the lease goes back whatever happens. */
+async function converse(
+  client: Client,
+  startup: Startup,
+  identity: Identity,
+  lease: Lease,
+  house: Surroundings,
+  witness: Witness,
+  login: LoginDeadline,
+): Promise<void> {
+  const cancelKey = house.cancels.register(lease.cancelTarget, startup.minor);
+  let outcome: Outcome | undefined;
+  try {
+    await login.bound(welcome(client, { greeting: lease.greeting, cancelKey }));
+    login.over();
+    const session = splice(client, lease.peer);
+    const expiry = at(identity.expiresAt, () => {
+      session.finish(
+        new ProxyError('session_expired', { hint: 'Reconnect with a fresh token.' }),
+        house.expiryGraceMs,
+      );
+    });
+    witness.onWelcome(session.finish);
+    outcome = await session.done;
+    expiry.cancel();
+    witness.onEnd(outcome);
+  } finally {
+    const released = house.cancels
+      .revoke(cancelKey)
+      .then(() => lease.release(outcome?.busy ?? true));
+    await farewell(client.stream);
+    await released;
+  }
+}
+
+/** The one deadline from accept to ReadyForQuery, and the client's own going away before that. */
+class LoginDeadline {
+  readonly #abort = new AbortController();
+  readonly #timer: NodeJS.Timeout;
+  readonly #stream: Duplex;
+  readonly #onClose = () => this.#abort.abort(new ProxyError('client_lost'));
+  #audible = false;
+
+  constructor(ms: number, stream: Duplex) {
+    this.#stream = stream.on('close', this.#onClose);
+    this.#timer = setTimeout(() => {
+      // Before a StartupMessage PostgreSQL ends in silence; the peer may not even speak this protocol.
+      this.#abort.abort(new ProxyError('login_timeout', { silent: !this.#audible }));
+    }, ms);
+  }
+
+  get signal(): AbortSignal {
+    return this.#abort.signal;
+  }
+
+  /** From now on the client is told when its time is up. */
+  audible(): void {
+    this.#audible = true;
+  }
+
+  /** `promise`, or the deadline's error if that comes first. */
+  bound<T>(promise: Promise<T>): Promise<T> {
+    return new Promise((resolve, reject) => {
+      const onAbort = () => reject(this.signal.reason as Error);
+      if (this.signal.aborted) onAbort();
+      this.signal.addEventListener('abort', onAbort, { once: true });
+      promise
+        .then(resolve, reject)
+        .finally(() => this.signal.removeEventListener('abort', onAbort));
+    });
+  }
+
+  over(): void {
+    clearTimeout(this.#timer);
+    this.#stream.off('close', this.#onClose);
+  }
+}
+
+// setTimeout() takes a longer delay for 1 ms: a token with a far expiry would end its session at once.
+const LONGEST_TIMEOUT_MS = 2 ** 31 - 1;
+
+/** Calls `then` when the wall clock says `time` (ms since the epoch), however far that is. */
+function at(time: number, then: () => void): { cancel(): void } {
+  let timer: NodeJS.Timeout;
+  const arm = () => {
+    const left = time - Date.now();
+    timer =
+      left > LONGEST_TIMEOUT_MS
+        ? setTimeout(arm, LONGEST_TIMEOUT_MS)
+        : setTimeout(then, Math.max(left, 0));
+  };
+  arm();
+  return { cancel: () => clearTimeout(timer) };
+}

@@ -1,0 +1,57 @@
+/**
+ * The log: JSON lines, one for each login (accepted or refused, with the reason) and one for each session's end.
+ *
+ * The only reader of `ProxyError.cause`. Tokens, passwords and keys never come here; what a client
+ * sent comes only as `printable()` names.
+ */
+import { destination, pino, stdTimeFunctions, type Logger } from 'pino';
+import type { Config } from './config.ts';
+import { ConfigError, printable, type ProxyError } from './errors.ts';
+
+export type { Logger } from 'pino';
+
+/** A logger that writes to standard output, off the path of anybody's query. */
+export function createLogger(config: Config['log']): Logger {
+  const out = destination({ dest: 1, sync: false });
+  // A closed pipe or a full disk must not end anybody's session: those lines are lost.
+  out.on('error', () => {});
+  return pino({ level: config.level, base: null, timestamp: stdTimeFunctions.isoTime }, out);
+}
+
+/** What the log says of a failure beside its code: the causes, outermost first. */
+export function explain(error: ProxyError): {
+  reason: string;
+  sqlstate: string | undefined;
+  cause: string | undefined;
+} {
+  const causes: string[] = [];
+  for (let cause = error.cause; cause !== undefined && causes.length < 4; ) {
+    causes.push(cause instanceof Error ? describe(cause) : String(cause));
+    cause = cause instanceof Error ? cause.cause : undefined;
+  }
+  return {
+    reason: error.code,
+    sqlstate: error.spec.sqlstate,
+    cause: causes.length > 0 ? redact(causes.join(': ')) : undefined,
+  };
+}
+
+/** What a login line says of who came. */
+export function describeClient(user: string | undefined, database: string | undefined): object {
+  return {
+    user: user === undefined ? undefined : printable(user),
+    database: database === undefined ? undefined : printable(database),
+  };
+}
+
+function describe(error: Error): string {
+  if (error instanceof AggregateError)
+    return error.errors.map((one) => String((one as Error).message)).join(', ');
+  const text = error instanceof ConfigError ? error.message.replaceAll('\n', '; ') : error.message;
+  return error.name === 'Error' || error.name === 'ConfigError' ? text : `${error.name} ${text}`;
+}
+
+/** A last line of defence: no cause should ever hold a token, and if one does, the log does not. */
+function redact(text: string): string {
+  return text.replaceAll(/eyJ[\w-]+(\.[\w-]*){0,2}/g, '[token]');
+}

@@ -1,0 +1,209 @@
+/**
+ * The proxy: puts the parts together, accepts clients, and ends them in good order.
+ *
+ * Public API of the package: `createProxy(config)` and the configuration it takes.
+ */
+import { randomUUID } from 'node:crypto';
+import { readFileSync } from 'node:fs';
+import type { Server, Socket } from 'node:net';
+import { createSecureContext, type SecureContext } from 'node:tls';
+import { addressOf, listen, type Address } from './accept/tcp.ts';
+import { farewell } from './client/stream.ts';
+import { clientTlsMode, type Config } from './config.ts';
+import { serve, type Surroundings, type Witness } from './connection.ts';
+import { ConfigError, ProxyError } from './errors.ts';
+import { createVerifier } from './identity/jwt.ts';
+import { decide, type Identity } from './identity/policy.ts';
+import { createLogger, describeClient, explain, type Logger } from './log.ts';
+import { createCancels } from './upstream/cancel.ts';
+import { createPool, type Pool } from './upstream/pool.ts';
+import { encodeErrorResponse } from './wire/backend.ts';
+
+export { loadConfig, parseConfig, type Config, type ConfigInput } from './config.ts';
+export { ConfigError, ProxyError, type ErrorCode } from './errors.ts';
+
+/** A proxy. `start` once; then `drain` to end it politely or `close` to end it now. */
+export interface Proxy {
+  /** Begins to accept clients; resolves with where. @throws the system's error when the address cannot be bound. */
+  start(): Promise<Address>;
+  /** Refuses new clients, ends idle sessions, lets busy ones finish for `sessions.drainTimeoutMs`, then closes. */
+  drain(): Promise<void>;
+  /** Ends every session now; resolves when every socket, timer and slot is given back. */
+  close(): Promise<void>;
+  /** What is in use, for tests and operators. */
+  counts(): { clients: number; upstreams: Record<string, ReturnType<Pool['counts']>> };
+}
+
+/** What a proxy may be given beside its configuration. */
+export interface ProxyOptions {
+  /** Default: JSON lines on standard output. */
+  readonly logger?: Logger;
+}
+
+/** A client as the proxy keeps it. */
+interface Guest {
+  /** Ends its session; until there is one, its socket. */
+  finish: (error: ProxyError, graceMs: number) => void;
+  readonly gone: Promise<void>;
+}
+
+/**
+ * A proxy for this configuration; it opens nothing before `start`.
+ *
+ * @throws {ConfigError} when a file or secret that the configuration names cannot be read.
+ */
+export function createProxy(
+  config: Config,
+  { logger = createLogger(config.log) }: ProxyOptions = {},
+): Proxy {
+  const verifier = createVerifier(config);
+  const pools = new Map(
+    Object.entries(config.upstreams).map(([id, upstream]) => [
+      id,
+      createPool(upstream, `upstreams.${id}`),
+    ]),
+  );
+  const house: Surroundings = {
+    handshake: {
+      tlsMode: clientTlsMode(config),
+      secureContext: loadCertificate(config),
+      allowParameters: config.startupParameters.allow,
+    },
+    verifier,
+    cancels: createCancels(),
+    maxTokenBytes: config.limits.maxTokenBytes,
+    loginTimeoutMs: config.limits.loginTimeoutMs,
+    expiryGraceMs: config.sessions.graceMs,
+    authorize: (startup, token) => decide(config, startup, token),
+    acquire: (identity, parameters, signal) =>
+      (pools.get(identity.upstream) as Pool).acquire(identity, parameters, signal),
+  };
+  const guests = new Set<Guest>();
+  let server: Server | undefined;
+  let leaving = false;
+
+  const onArrival = (socket: Socket): void => {
+    if (leaving) return turnAway(socket, new ProxyError('draining'));
+    if (guests.size >= config.limits.maxClients)
+      return turnAway(socket, new ProxyError('too_many_clients'), logger);
+    const address = socket.remoteAddress ?? '';
+    const guest: Guest = {
+      finish: () => socket.destroy(),
+      gone: serve(
+        socket,
+        address,
+        house,
+        createWitness(logger, address, (finish) => {
+          guest.finish = finish;
+          if (leaving) finish(new ProxyError('shutdown'), config.sessions.drainTimeoutMs);
+        }),
+      ).finally(() => guests.delete(guest)),
+    };
+    guests.add(guest);
+  };
+
+  const leave = async (graceMs: number): Promise<void> => {
+    leaving = true;
+    const closed = new Promise<void>((resolve) =>
+      server?.listening ? server.close(() => resolve()) : resolve(),
+    );
+    for (const guest of guests) guest.finish(new ProxyError('shutdown'), graceMs);
+    await Promise.all([...guests].map(({ gone }) => gone));
+    await closed;
+    await Promise.all([...pools.values()].map((pool) => pool.close()));
+    verifier.close();
+  };
+
+  return {
+    async start() {
+      server = await listen({ host: config.listen.host, port: config.listen.port }, onArrival);
+      return addressOf(server);
+    },
+    drain: () => leave(config.sessions.drainTimeoutMs),
+    close: () => leave(0),
+    counts: () => ({
+      clients: guests.size,
+      upstreams: Object.fromEntries([...pools].map(([id, pool]) => [id, pool.counts()])),
+    }),
+  };
+}
+
+/** Writes the log lines of one connection: one for its login, one for its end. */
+function createWitness(
+  logger: Logger,
+  address: string,
+  onWelcome: (finish: Guest['finish']) => void,
+): Witness {
+  const session = randomUUID();
+  const arrived = performance.now();
+  let who: object = {};
+  let identity: Identity | undefined;
+  let welcomedAt = arrived;
+  const elapsed = (since: number) => Math.round(performance.now() - since);
+  const line = () => ({ session, address, ...who, ...describeIdentity(identity) });
+
+  return {
+    onStartup: ({ user, database }) => {
+      who = describeClient(user, database);
+    },
+    onIdentity: (verified) => {
+      identity = verified;
+    },
+    onWelcome: (finish) => {
+      welcomedAt = performance.now();
+      logger.info({ event: 'login', outcome: 'accepted', ...line(), durationMs: elapsed(arrived) });
+      onWelcome(finish);
+    },
+    onRefusal: (error) => {
+      logger[error.spec.log]({
+        event: 'login',
+        outcome: 'refused',
+        ...line(),
+        ...explain(error),
+        durationMs: elapsed(arrived),
+      });
+    },
+    onEnd: ({ endedBy, error, bytes }) => {
+      logger[error?.spec.log ?? 'info']({
+        event: 'session_end',
+        ...line(),
+        endedBy,
+        ...(error && explain(error)),
+        bytes,
+        durationMs: elapsed(welcomedAt),
+      });
+    },
+  };
+}
+
+function describeIdentity(identity: Identity | undefined): object {
+  if (identity === undefined) return {};
+  const { provider, issuer, subject, kid, role, upstream } = identity;
+  return { provider, issuer, subject, kid, role, upstream };
+}
+
+function turnAway(socket: Socket, error: ProxyError, logger?: Logger): void {
+  logger?.[error.spec.log]({
+    event: 'login',
+    outcome: 'refused',
+    address: socket.remoteAddress,
+    ...explain(error),
+  });
+  void farewell(socket, encodeErrorResponse(error));
+}
+
+function loadCertificate(config: Config): SecureContext | undefined {
+  const { certFile, keyFile } = config.listen.tls;
+  if (clientTlsMode(config) === 'disable' || certFile === undefined || keyFile === undefined)
+    return undefined;
+  try {
+    return createSecureContext({ cert: readFileSync(certFile), key: readFileSync(keyFile) });
+  } catch (error) {
+    throw new ConfigError([
+      {
+        path: 'listen.tls',
+        message: `certificate or key cannot be used (${(error as NodeJS.ErrnoException).code ?? 'unknown error'})`,
+      },
+    ]);
+  }
+}

@@ -1,0 +1,271 @@
+/**
+ * Copies bytes between a client and its upstream session, both ways, until one of them is done or fails.
+ *
+ * Byte for byte what each side sent: nothing is parsed beyond frame headers, nothing is held back, and
+ * the only words of our own are one last ErrorResponse, spoken between two frames. It closes neither
+ * side in anger: whoever gave it the two streams disposes of them by the outcome.
+ *
+ *   both open ──client's end──▶ upstream told ──upstream's end──▶ done
+ *       │                            └──still busy after a while──▶ done, busy
+ *       ├──upstream's end──▶ client told ──▶ done
+ *       ├──error of either──▶ done
+ *       └──finish(error)──idle or grace over──▶ ErrorResponse ──▶ done
+ */
+import type { Duplex } from 'node:stream';
+import { ProxyError } from '../errors.ts';
+import { encodeErrorResponse } from '../wire/backend.ts';
+import { readInto, type ByteTaker } from './reading.ts';
+import { Traffic } from './traffic.ts';
+
+/** One side: its stream, which the splice replaces when it can read it faster. */
+export interface Peer {
+  stream: Duplex;
+}
+
+/** How a splice ended. */
+export interface Outcome {
+  /** Whose doing it was. */
+  readonly endedBy: 'client' | 'upstream' | 'proxy';
+  /** What went wrong, if anything did. */
+  readonly error: ProxyError | undefined;
+  /** Whether the backend may still be working on something that nobody waits for. */
+  readonly busy: boolean;
+  readonly bytes: { readonly clientToUpstream: number; readonly upstreamToClient: number };
+}
+
+/** Times, in ms. */
+export interface SpliceTimes {
+  /** How long a client that has only closed its sending side may wait for the answer it asked for. */
+  readonly halfCloseMs: number;
+  /** How long a side may refuse to take a single byte before it counts as gone. */
+  readonly stallMs: number;
+}
+
+export const SPLICE_TIMES: SpliceTimes = { halfCloseMs: 2_000, stallMs: 300_000 };
+
+/** A splice under way. */
+export interface Splice {
+  readonly done: Promise<Outcome>;
+  /** Ends it with `error` as soon as the session is idle, or after `graceMs` whatever it does. The first call counts. */
+  finish(error: ProxyError, graceMs: number): void;
+}
+
+/** Begins to copy. Both streams must be idle at a frame boundary; bytes already in their read buffers are copied first. */
+export function splice(client: Peer, upstream: Peer, times: SpliceTimes = SPLICE_TIMES): Splice {
+  const running = new RunningSplice(client, upstream, times);
+  return { done: running.done, finish: (error, graceMs) => running.finish(error, graceMs) };
+}
+
+class RunningSplice {
+  readonly done: Promise<Outcome>;
+  readonly #client: Peer;
+  readonly #upstream: Peer;
+  readonly #times: SpliceTimes;
+  readonly #traffic = new Traffic();
+  readonly #toUpstream: Flow;
+  readonly #toClient: Flow;
+  #resolve: (outcome: Outcome) => void = () => {};
+  #ended = false;
+  #clientEnded = false;
+  #finishing: ProxyError | undefined;
+  #graceTimer: NodeJS.Timeout | undefined;
+  #halfCloseTimer: NodeJS.Timeout | undefined;
+
+  constructor(client: Peer, upstream: Peer, times: SpliceTimes) {
+    this.#client = client;
+    this.#upstream = upstream;
+    this.#times = times;
+    this.done = new Promise((resolve) => {
+      this.#resolve = resolve;
+    });
+    const { fromClient, fromUpstream } = this.#traffic;
+    this.#toUpstream = new Flow(
+      client,
+      upstream,
+      (chunk) => fromClient.walk(chunk),
+      times.stallMs,
+      () => this.#onStall('upstream'),
+    );
+    this.#toClient = new Flow(
+      upstream,
+      client,
+      (chunk) => fromUpstream.walk(chunk),
+      times.stallMs,
+      () => this.#onStall('client'),
+    );
+    this.#toClient.afterWrite = () => this.#finishIfIdle();
+    // Reading may replace a stream, so both flows begin before anybody listens to either.
+    this.#toUpstream.begin();
+    this.#toClient.begin();
+    this.#listen();
+  }
+
+  finish(error: ProxyError, graceMs: number): void {
+    if (this.#ended || this.#finishing !== undefined) return;
+    this.#finishing = error;
+    this.#graceTimer = setTimeout(() => this.#sayLastWords(error, 'proxy'), graceMs);
+    this.#finishIfIdle();
+  }
+
+  #listen(): void {
+    this.#client.stream
+      .on('end', () => this.#onClientEnd())
+      .on('error', (cause) => this.#end('client', new ProxyError('client_lost', { cause })))
+      .on('close', () => this.#onClientClose());
+    this.#upstream.stream
+      .on('end', () => this.#onUpstreamEnd())
+      .on('error', (cause) => this.#onUpstreamError(cause))
+      .on('close', () => this.#onUpstreamEnd());
+    // Either may have gone while the other's reading began.
+    if (this.#client.stream.destroyed) this.#onClientClose();
+    if (this.#upstream.stream.destroyed) this.#onUpstreamEnd();
+  }
+
+  /** The client has closed its sending side: PostgreSQL is told in the same way, and may still answer what was asked. */
+  #onClientEnd(): void {
+    if (this.#ended || this.#clientEnded) return;
+    this.#clientEnded = true;
+    this.#upstream.stream.end();
+    // It may as well be dead: a killed client's socket says exactly the same.
+    this.#halfCloseTimer = setTimeout(
+      () => this.#end('client', undefined),
+      this.#times.halfCloseMs,
+    );
+  }
+
+  #onClientClose(): void {
+    if (this.#clientEnded) this.#end('client', undefined);
+    else this.#end('client', new ProxyError('client_lost'));
+  }
+
+  /** PostgreSQL has closed: on request, with an explanation that has already passed, or without a word (a crash), which we then say. */
+  #onUpstreamEnd(): void {
+    if (this.#ended) return;
+    if (this.#clientEnded || this.#traffic.terminated) this.#end('client', undefined);
+    else if (this.#traffic.upstreamExplained) this.#end('upstream', undefined);
+    else this.#sayLastWords(new ProxyError('upstream_lost'), 'upstream');
+  }
+
+  #onUpstreamError(cause: Error): void {
+    // After Terminate or the client's end a reset is only PostgreSQL's way of closing.
+    if (this.#clientEnded || this.#traffic.terminated) this.#end('client', undefined);
+    else this.#sayLastWords(new ProxyError('upstream_lost', { cause }), 'upstream');
+  }
+
+  #onStall(side: 'client' | 'upstream'): void {
+    const cause = new Error(`no byte could be written for ${this.#times.stallMs} ms`);
+    this.#end(side, new ProxyError(side === 'client' ? 'client_lost' : 'upstream_lost', { cause }));
+  }
+
+  #finishIfIdle(): void {
+    if (this.#finishing !== undefined && !this.#ended && this.#traffic.idle) {
+      this.#sayLastWords(this.#finishing, 'proxy');
+    }
+  }
+
+  /** An ErrorResponse in the middle of another frame would be read as part of that frame, so then there are no words. */
+  #sayLastWords(error: ProxyError, endedBy: Outcome['endedBy']): void {
+    if (this.#ended) return;
+    const words = encodeErrorResponse(error);
+    if (
+      words !== undefined &&
+      this.#traffic.fromUpstream.atBoundary &&
+      !this.#client.stream.writableEnded
+    ) {
+      this.#client.stream.write(words);
+    }
+    this.#end(endedBy, error);
+  }
+
+  #end(endedBy: Outcome['endedBy'], error: ProxyError | undefined): void {
+    if (this.#ended) return;
+    this.#ended = true;
+    clearTimeout(this.#graceTimer);
+    clearTimeout(this.#halfCloseTimer);
+    this.#toUpstream.stop();
+    this.#toClient.stop();
+    this.#resolve({
+      endedBy,
+      error,
+      busy:
+        this.#traffic.busy &&
+        !this.#upstream.stream.destroyed &&
+        !this.#upstream.stream.readableEnded,
+      bytes: { clientToUpstream: this.#toUpstream.bytes, upstreamToClient: this.#toClient.bytes },
+    });
+  }
+}
+
+/** One direction: reads its source only while its sink can take it. */
+class Flow implements ByteTaker {
+  bytes = 0;
+  /** Called after each chunk has been given to the sink. */
+  afterWrite: (() => void) | undefined;
+  readonly #source: Peer;
+  readonly #sink: Peer;
+  readonly #walk: (chunk: Buffer) => void;
+  readonly #stallMs: number;
+  readonly #onStall: () => void;
+  readonly #onDrain = () => this.#resume();
+  #waiting = false;
+  #stopped = false;
+  #stallTimer: NodeJS.Timeout | undefined;
+
+  constructor(
+    source: Peer,
+    sink: Peer,
+    walk: (chunk: Buffer) => void,
+    stallMs: number,
+    onStall: () => void,
+  ) {
+    this.#source = source;
+    this.#sink = sink;
+    this.#walk = walk;
+    this.#stallMs = stallMs;
+    this.#onStall = onStall;
+  }
+
+  begin(): void {
+    this.#source.stream = readInto(this.#source.stream, this);
+  }
+
+  take(chunk: Buffer): boolean {
+    // After the end what still arrives is read and forgotten, so that closing resets nothing.
+    if (this.#stopped) return true;
+    this.bytes += chunk.length;
+    this.#walk(chunk);
+    const sink = this.#sink.stream;
+    if (sink.destroyed || sink.writableEnded) return true;
+    const hasRoom = sink.write(chunk);
+    this.afterWrite?.();
+    // write() judges by the size of the chunk; what counts is whether the kernel has taken it all.
+    if (hasRoom || sink.writableLength === 0) return true;
+    this.#wait(sink);
+    return false;
+  }
+
+  holdsBytes(): boolean {
+    return this.#sink.stream.writableLength > 0;
+  }
+
+  stop(): void {
+    this.#stopped = true;
+    clearTimeout(this.#stallTimer);
+    this.#sink.stream.off('drain', this.#onDrain);
+    if (this.#waiting) this.#source.stream.resume();
+  }
+
+  #wait(sink: Duplex): void {
+    this.#waiting = true;
+    sink.once('drain', this.#onDrain);
+    // One timer for each direction, used again: bulk traffic waits thousands of times a second.
+    this.#stallTimer =
+      this.#stallTimer?.refresh() ??
+      setTimeout(() => this.#waiting && this.#onStall(), this.#stallMs).unref();
+  }
+
+  #resume(): void {
+    this.#waiting = false;
+    this.#source.stream.resume();
+  }
+}

@@ -1,0 +1,121 @@
+/**
+ * What a session is doing, as far as frame headers tell: requests without an answer, transaction status, COPY.
+ *
+ * Errs on the side of "busy": thinking an idle session busy costs a wait, the opposite would let
+ * somebody speak or reset in the middle of something.
+ * https://www.postgresql.org/docs/current/protocol-flow.html
+ */
+import type { TransactionStatus } from '../wire/backend.ts';
+import { BACKEND } from '../wire/backend.ts';
+import { FRONTEND } from '../wire/frontend.ts';
+import { FrameWalker } from './frames.ts';
+
+/** Both directions of one session. */
+export class Traffic {
+  /** Bytes from the client. */
+  readonly fromClient: FrameWalker;
+  /** Bytes from the upstream. */
+  readonly fromUpstream: FrameWalker;
+  /** Called at each ReadyForQuery, with the frame's last byte walked but not yet written. */
+  onReadyForQuery: (() => void) | undefined;
+
+  #status: TransactionStatus = 'I';
+  /** Queries, function calls and Syncs that no ReadyForQuery has answered yet. */
+  #unanswered = 0;
+  /** Of those, Syncs that the client sent last: should the backend begin COPY IN, it reads and ignores them. */
+  #trailingSyncs = 0;
+  /** From CopyInResponse until the upstream says how the COPY ended. */
+  #copyingIn = false;
+  /** Extended-protocol messages since the last Sync: the backend may say nothing until one comes. */
+  #unsynced = false;
+  #terminated = false;
+  #lastUpstreamType = 0;
+
+  constructor() {
+    this.fromClient = new FrameWalker(-1, {
+      onFrame: (type) => this.#onClientFrame(type),
+      onFirstByte: () => {},
+    });
+    this.fromUpstream = new FrameWalker(BACKEND.ReadyForQuery, {
+      onFrame: (type) => this.#onUpstreamFrame(type),
+      onFirstByte: (status) => this.#onStatus(status),
+    });
+  }
+
+  /** Between two requests, outside any transaction, both directions at a frame boundary: nothing is cut short by speaking now. */
+  get idle(): boolean {
+    return (
+      !this.busy &&
+      this.#status === 'I' &&
+      this.fromUpstream.atBoundary &&
+      this.fromClient.atBoundary
+    );
+  }
+
+  /** Whether the backend may be working on something. */
+  get busy(): boolean {
+    return this.#unanswered > 0 || this.#unsynced || this.#copyingIn || !this.fromClient.atBoundary;
+  }
+
+  /** Whether the client has said Terminate. */
+  get terminated(): boolean {
+    return this.#terminated;
+  }
+
+  /** Whether the last thing that the upstream said was an error: then it has explained its own end. */
+  get upstreamExplained(): boolean {
+    return this.#lastUpstreamType === BACKEND.ErrorResponse;
+  }
+
+  #onClientFrame(type: number): void {
+    switch (type) {
+      case FRONTEND.Query:
+      case FRONTEND.FunctionCall:
+        this.#unanswered++;
+        this.#trailingSyncs = 0;
+        break;
+      case FRONTEND.Sync:
+        this.#unanswered++;
+        this.#trailingSyncs++;
+        this.#unsynced = false;
+        break;
+      case FRONTEND.CopyDone:
+      case FRONTEND.CopyFail:
+        this.#trailingSyncs = 0;
+        break;
+      case FRONTEND.Terminate:
+        this.#terminated = true;
+        break;
+      case FRONTEND.Parse:
+      case FRONTEND.Bind:
+      case FRONTEND.Describe:
+      case FRONTEND.Execute:
+      case FRONTEND.Close:
+      case FRONTEND.Flush:
+        this.#unsynced = true;
+        break;
+      default:
+      // CopyData, and whatever PostgreSQL itself will refuse.
+    }
+  }
+
+  #onUpstreamFrame(type: number): void {
+    this.#lastUpstreamType = type;
+    if (type === BACKEND.CopyInResponse) {
+      this.#copyingIn = true;
+      // In the extended protocol the client must send another Sync after CopyDone.
+      if (this.#trailingSyncs > 0) this.#unsynced = true;
+      this.#unanswered -= this.#trailingSyncs;
+      this.#trailingSyncs = 0;
+    } else if (type === BACKEND.CommandComplete || type === BACKEND.ErrorResponse) {
+      this.#copyingIn = false;
+    }
+  }
+
+  #onStatus(status: number): void {
+    this.#status = String.fromCharCode(status) as TransactionStatus;
+    if (this.#unanswered > 0) this.#unanswered--;
+    this.#trailingSyncs = Math.min(this.#trailingSyncs, this.#unanswered);
+    this.onReadyForQuery?.();
+  }
+}

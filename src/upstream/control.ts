@@ -1,0 +1,147 @@
+/**
+ * The control connection: the one login that may lease slots and say whose session a backend is.
+ *
+ * One for each upstream and process, opened when first needed and again after a loss. Leases live
+ * exactly as long as the connection that took them, so losing it is told to whoever counts them.
+ * Values travel as bind parameters: `pg_stat_activity` and the server's log show `$1`.
+ */
+import pg from 'pg';
+import { readSecret, upstreamTlsMode, type UpstreamConfig } from '../config.ts';
+import { ProxyError } from '../errors.ts';
+import { CONTROL_ROLE, derivePassword } from '../session-sql/credentials.ts';
+import { encodeErrorFields } from '../wire/backend.ts';
+import { upstreamTlsOptions } from './dial.ts';
+
+/** A backend of ours: its process id, and when it started in microseconds since the epoch, as PostgreSQL wrote it. */
+export interface Backend {
+  readonly pid: number;
+  readonly start: string;
+}
+
+/**
+ * What the proxy asks of the database on its own behalf.
+ *
+ * Each throws `upstream_unreachable`, `upstream_login_rejected` or `upstream_rejected` when it could
+ * not be asked or would not answer.
+ */
+export interface Control {
+  /** Up to `count` slots of `role` that nobody else uses, now leased to this connection. */
+  lease(role: string, count: number): Promise<string[]>;
+  /** Gives leases of this connection back, for other proxies to take. */
+  giveBack(slots: readonly string[]): Promise<void>;
+  /** Puts the claims on a backend; `expiresAt` in ms since the epoch. */
+  bind(backend: Backend, claims: object, expiresAt: number): Promise<void>;
+  /** Takes the claims off a backend; resolves with whether the backend still lives. */
+  unbind(backend: Backend): Promise<boolean>;
+  /** Removes what dead backends left behind. */
+  sweep(): Promise<void>;
+  close(): Promise<void>;
+}
+
+/** A control connection; `onLoss` is called once for each connection that was lost, with its leases. */
+export function createControl(upstream: UpstreamConfig, path: string, onLoss: () => void): Control {
+  const password = derivePassword(readSecret(upstream.secret, `${path}.secret`), CONTROL_ROLE);
+  let opening: Promise<pg.Client> | undefined;
+  let current: pg.Client | undefined;
+  let closed = false;
+
+  const lost = (client: pg.Client) => {
+    if (current !== client) return;
+    current = undefined;
+    opening = undefined;
+    if (!closed) onLoss();
+  };
+
+  const open = async (): Promise<pg.Client> => {
+    const client = new pg.Client({
+      host: upstream.host,
+      port: upstream.port,
+      database: upstream.database,
+      user: CONTROL_ROLE,
+      password,
+      ssl: upstreamTlsMode(upstream) === 'disable' ? false : upstreamTlsOptions(upstream),
+      application_name: 'pgjot control',
+      keepAlive: true,
+      connectionTimeoutMillis: upstream.connectTimeoutMs,
+      // A dead network must not hold every login up: past this the connection counts as lost.
+      query_timeout: upstream.connectTimeoutMs,
+    });
+    client.on('error', () => lost(client));
+    client.on('end', () => lost(client));
+    await client.connect();
+    current = client;
+    return client;
+  };
+
+  const query = async (
+    statement: { name: string; text: string },
+    values: unknown[],
+  ): Promise<pg.QueryResult> => {
+    if (closed) throw new ProxyError('draining');
+    let client: pg.Client | undefined;
+    try {
+      opening ??= open();
+      client = await opening;
+      return await client.query({ ...statement, values });
+    } catch (cause) {
+      if (client === undefined) opening = undefined;
+      // An SQLSTATE means that the server answered; anything else, that this connection is no good.
+      else if (!(cause instanceof pg.DatabaseError)) {
+        lost(client);
+        client.end().catch(() => {});
+      }
+      throw asProxyError(cause);
+    }
+  };
+
+  return {
+    async lease(role, count) {
+      const result = await query(LEASE, [role, count]);
+      return result.rows.map((row: { slot: string }) => row.slot);
+    },
+    async giveBack(slots) {
+      if (slots.length > 0) await query(GIVE_BACK, [slots]);
+    },
+    async bind({ pid, start }, claims, expiresAt) {
+      await query(BIND, [pid, start, JSON.stringify(claims), Math.floor(expiresAt)]);
+    },
+    async unbind({ pid, start }) {
+      const result = await query(UNBIND, [pid, start]);
+      return (result.rows[0] as { alive: boolean }).alive;
+    },
+    async sweep() {
+      // Only for housekeeping: it must not be the reason to connect.
+      if (current !== undefined) await query(SWEEP, []);
+    },
+    async close() {
+      closed = true;
+      const client = await opening?.catch(() => undefined);
+      await client?.end().catch(() => {});
+    },
+  };
+}
+
+const LEASE = { name: 'pgjot_lease', text: 'select slot from pgjot.lease($1, $2) as slot' };
+const GIVE_BACK = {
+  name: 'pgjot_release',
+  text: 'select pgjot.release(slot) from pg_catalog.unnest($1::name[]) as slot',
+};
+const BIND = { name: 'pgjot_bind', text: 'select pgjot.bind($1, $2, $3, $4)' };
+const UNBIND = { name: 'pgjot_unbind', text: 'select pgjot.unbind($1, $2) as alive' };
+const SWEEP = { name: 'pgjot_sweep', text: 'select pgjot.sweep()' };
+
+/** What an answer of the server to us, not to the client, means for the client that waits. */
+function asProxyError(cause: unknown): ProxyError {
+  if (!(cause instanceof pg.DatabaseError))
+    return new ProxyError('upstream_unreachable', { cause });
+  const sqlstate = cause.code ?? '';
+  // Out of resources, shutting down, starting, no such database: true for the client's session as well.
+  if (/^(53|57P|3D)/.test(sqlstate)) {
+    const frame = encodeErrorFields({ severity: 'FATAL', sqlstate, message: cause.message });
+    return new ProxyError('upstream_rejected', { cause, frame });
+  }
+  if (sqlstate === '42883' || sqlstate === '3F000') {
+    cause.message += ' (pgjot is not installed in this database: run pgjot setup)';
+  }
+  return new ProxyError('upstream_login_rejected', { cause });
+}

@@ -1,0 +1,243 @@
+/**
+ * Gives a verified identity an upstream session of its own, and takes it back.
+ *
+ * For now every lease is a fresh connection that is closed when it comes back: nobody ever meets what
+ * somebody else left behind.
+ */
+import type { Duplex } from 'node:stream';
+import { setTimeout as delay } from 'node:timers/promises';
+import { readSecret, type UpstreamConfig } from '../config.ts';
+import { ProxyError } from '../errors.ts';
+import { derivePassword } from '../session-sql/credentials.ts';
+import { Terminate } from '../wire/frontend.ts';
+import { cancelQuery, type CancelTarget } from './cancel.ts';
+import { UpstreamError, connect, type UpstreamConnection } from './connect.ts';
+import { createControl, type Backend, type Control } from './control.ts';
+import { hello, install, type SessionIdentity } from './session.ts';
+import { createSlots, type Slot, type Slots } from './slots.ts';
+
+/** An upstream session that belongs to one client. */
+export interface Lease {
+  /** The session's stream; the splice may replace it with one that reads faster. */
+  readonly peer: { stream: Duplex };
+  /** ParameterStatus and NoticeResponse frames of its login. */
+  readonly greeting: readonly Buffer[];
+  readonly cancelTarget: CancelTarget;
+  /**
+   * Takes the identity off and closes the session, cancelling what it still runs when it is `busy`;
+   * resolves when PostgreSQL is done with it. Never throws; only the first call counts.
+   */
+  release(busy: boolean): Promise<void>;
+}
+
+/** The sessions of one upstream. */
+export interface Pool {
+  /**
+   * A session with this identity on it, verified by the backend itself.
+   *
+   * @throws {ProxyError} pool_timeout, upstream_unreachable, upstream_login_rejected, upstream_rejected,
+   *   upstream_lost, upstream_protocol, session_setup_failed, or the signal's reason.
+   */
+  acquire(
+    identity: SessionIdentity & { readonly role: string },
+    parameters: ReadonlyMap<string, string>,
+    signal: AbortSignal,
+  ): Promise<Lease>;
+  /** How many slots of each role are in which state. */
+  counts(): Readonly<Record<string, ReturnType<Slots['counts']>>>;
+  /** Waits for the sessions that are being released, then ends the control connection. */
+  close(): Promise<void>;
+}
+
+const HOUSEKEEPING_MS = 10_000;
+const TERMINATE_TIMEOUT_MS = 2_000;
+const MAX_SLOTS_TRIED = 3;
+const RETRY_MS = [50, 100, 200, 400, 500] as const;
+
+/** A pool for one upstream; `path` is where it stands in the configuration. Connects when first needed. */
+export function createPool(upstream: UpstreamConfig, path: string): Pool {
+  const secret = readSecret(upstream.secret, `${path}.secret`);
+  const control = createControl(upstream, path, () => {
+    for (const slots of slotsByRole.values()) slots.forget();
+  });
+  const slotsByRole = new Map(
+    Object.keys(upstream.roles).map((role) => [
+      role,
+      createSlots(role, control, upstream.acquireTimeoutMs),
+    ]),
+  );
+  const releasing = new Set<Promise<void>>();
+  const housekeeping = setInterval(() => {
+    control.sweep().catch(() => {});
+    for (const slots of slotsByRole.values()) slots.giveBack();
+  }, HOUSEKEEPING_MS);
+  housekeeping.unref();
+
+  const open: Opener = (slot, role, parameters, signal) =>
+    connect(
+      upstream,
+      { user: slot, password: derivePassword(secret, slot), role, parameters },
+      signal,
+    );
+
+  return {
+    async acquire(identity, parameters, signal) {
+      const slots = slotsByRole.get(identity.role);
+      if (slots === undefined) throw new ProxyError('role_forbidden', { role: identity.role });
+      const { slot, connection, backend } = await withRetries(
+        upstream.connectTimeoutMs,
+        signal,
+        () => enter(slots, identity.role, parameters, open, signal),
+      );
+      const { greeting, processId, secretKey } = connection;
+      const cancelTarget = { upstream, processId, secretKey };
+      let released: Promise<void> | undefined;
+      const release = (busy: boolean) => {
+        released ??= track(
+          releasing,
+          leave({ connection, backend, slot }, control, cancelTarget, busy),
+        );
+        return released;
+      };
+      try {
+        await install(connection, backend, identity, identity.role, control, signal);
+      } catch (error) {
+        void release(false);
+        throw error;
+      }
+      return { peer: connection, greeting, cancelTarget, release };
+    },
+    counts: () =>
+      Object.fromEntries([...slotsByRole].map(([role, slots]) => [role, slots.counts()])),
+    async close() {
+      clearInterval(housekeeping);
+      await Promise.all(releasing);
+      await control.close();
+    },
+  };
+}
+
+type Opener = (
+  slot: string,
+  role: string,
+  parameters: ReadonlyMap<string, string>,
+  signal: AbortSignal,
+) => Promise<UpstreamConnection>;
+
+interface Entered {
+  readonly slot: Slot;
+  readonly connection: UpstreamConnection;
+  readonly backend: Backend;
+}
+
+/** Logs in with a slot that is fit for it. One that its last user spoilt is put aside and the next one tried. */
+async function enter(
+  slots: Slots,
+  role: string,
+  parameters: ReadonlyMap<string, string>,
+  open: Opener,
+  signal: AbortSignal,
+): Promise<Entered> {
+  let spoilt: unknown;
+  for (let tried = 0; tried < MAX_SLOTS_TRIED; tried++) {
+    const slot = await slots.acquire(signal);
+    let connection: UpstreamConnection | undefined;
+    try {
+      connection = await open(slot.name, role, parameters, signal);
+      const backend = await hello(connection, signal);
+      if (!backend.dirty) return { slot, connection, backend };
+      spoilt = new ProxyError('upstream_login_rejected', {
+        cause: new Error(
+          `the user of slot ${slot.name} has changed its settings: run pgjot setup to mend it`,
+        ),
+      });
+    } catch (error) {
+      if (!isAboutSlot(error)) {
+        connection?.stream.destroy();
+        slot.release();
+        throw error;
+      }
+      spoilt = error;
+    }
+    connection?.stream.destroy();
+    slot.quarantine();
+  }
+  throw spoilt;
+}
+
+/** Whether another slot may fare better: this one's password was changed, or somebody is logged in with it. */
+function isAboutSlot(error: unknown): boolean {
+  if (ProxyError.is(error, 'upstream_login_rejected')) return true;
+  // 53300 is also "sorry, too many clients already"; only the routine that checks a role's own CONNECTION LIMIT is about the slot.
+  return (
+    ProxyError.is(error, 'upstream_rejected') &&
+    error.cause instanceof UpstreamError &&
+    error.cause.routine === 'InitializeSessionUserId'
+  );
+}
+
+/** Tries again for a while when the server is not there or not ready yet, as during a restart. */
+async function withRetries<T>(
+  forMs: number,
+  signal: AbortSignal,
+  attempt: () => Promise<T>,
+): Promise<T> {
+  const deadline = performance.now() + forMs;
+  for (let tries = 0; ; tries++) {
+    try {
+      return await attempt();
+    } catch (error) {
+      const pause = RETRY_MS[Math.min(tries, RETRY_MS.length - 1)] as number;
+      if (!isTransient(error) || performance.now() + pause > deadline) throw error;
+      await delay(pause, undefined, { signal }).catch(() => signal.throwIfAborted());
+    }
+  }
+}
+
+function isTransient(error: unknown): boolean {
+  if (ProxyError.is(error, 'upstream_unreachable') || ProxyError.is(error, 'upstream_lost'))
+    return true;
+  if (!ProxyError.is(error, 'upstream_rejected')) return false;
+  const cause = error.cause as { sqlstate?: string; code?: string } | undefined;
+  return /^57P0/.test(cause?.sqlstate ?? cause?.code ?? '');
+}
+
+/**
+ * Ends a session: identity off first, so that not one more row is read under it, then the connection,
+ * and the slot only when PostgreSQL itself says that the backend is gone.
+ */
+async function leave(
+  { connection, backend, slot }: Entered,
+  control: Control,
+  cancelTarget: CancelTarget,
+  busy: boolean,
+): Promise<void> {
+  await control.unbind(backend).catch(() => {});
+  if (busy) await cancelQuery(cancelTarget);
+  await terminate(connection.stream);
+  for (let pause = 20; ; pause = Math.min(pause * 2, 1_000)) {
+    const alive = await control.unbind(backend).catch(() => undefined);
+    // Without an answer the lease is lost too: `slots` forgets this one, and the next lease looks for live backends.
+    if (alive !== true) return slot.release();
+    await delay(pause, undefined, { ref: false });
+    // It runs on although nobody listens: the first cancel came between two statements, or never arrived.
+    await cancelQuery(cancelTarget);
+  }
+}
+
+/** Says goodbye and waits for PostgreSQL to close, which it does when the backend has left its tables. */
+async function terminate(stream: Duplex): Promise<void> {
+  if (stream.destroyed) return;
+  const timer = setTimeout(() => stream.destroy(), TERMINATE_TIMEOUT_MS);
+  const closed = new Promise<void>((resolve) => stream.once('close', () => resolve()));
+  stream.resume();
+  if (stream.writableEnded) stream.destroy();
+  else stream.end(Terminate);
+  await closed;
+  clearTimeout(timer);
+}
+
+function track(set: Set<Promise<void>>, promise: Promise<void>): Promise<void> {
+  set.add(promise);
+  return promise.finally(() => set.delete(promise));
+}

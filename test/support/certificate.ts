@@ -1,0 +1,117 @@
+/**
+ * Makes certificates for tests: a certification authority and what it signs, in memory, new in every run.
+ *
+ * Just enough X.509 (RFC 5280) for TLS on loopback; Node can read certificates but not make them.
+ */
+import { createHash, generateKeyPairSync, randomBytes, sign, type KeyObject } from 'node:crypto';
+
+/** A certificate and its key, both PEM. */
+export interface Certificate {
+  readonly cert: string;
+  readonly key: string;
+}
+
+/** A certification authority of the test's own. */
+export interface Authority {
+  readonly ca: string;
+  /** A server certificate for these DNS names and IPv4 addresses; default: localhost and 127.0.0.1. */
+  issue(names?: readonly string[]): Certificate;
+}
+
+const OID = {
+  commonName: [0x55, 0x04, 0x03],
+  ecPublicKeySha256: [0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02],
+  subjectAltName: [0x55, 0x1d, 0x11],
+  basicConstraints: [0x55, 0x1d, 0x13],
+} as const;
+
+const DAY_MS = 86_400_000;
+
+/** Makes an authority that nobody else trusts. */
+export function createAuthority(): Authority {
+  const keys = generateKeyPairSync('ec', { namedCurve: 'P-256' });
+  const name = `pgjot test authority ${randomBytes(4).toString('hex')}`;
+  const constraints = extension(OID.basicConstraints, sequence(der(0x01, Buffer.from([0xff]))));
+  const ca = certificate({
+    issuer: name,
+    signer: keys.privateKey,
+    subject: name,
+    publicKey: keys.publicKey,
+    extensions: [constraints],
+  });
+  return {
+    ca,
+    issue(names = ['localhost', '127.0.0.1']) {
+      const leaf = generateKeyPairSync('ec', { namedCurve: 'P-256' });
+      const cert = certificate({
+        issuer: name,
+        signer: keys.privateKey,
+        subject: names[0] ?? 'localhost',
+        publicKey: leaf.publicKey,
+        extensions: [extension(OID.subjectAltName, sequence(...names.map(alternativeName)))],
+      });
+      return { cert, key: leaf.privateKey.export({ type: 'pkcs8', format: 'pem' }).toString() };
+    },
+  };
+}
+
+function certificate(given: {
+  issuer: string;
+  signer: KeyObject;
+  subject: string;
+  publicKey: KeyObject;
+  extensions: Buffer[];
+}): string {
+  const algorithm = sequence(oid(OID.ecPublicKeySha256));
+  const serial = createHash('sha256').update(randomBytes(16)).digest().subarray(0, 8);
+  serial[0] = (serial[0] as number) & 0x7f;
+  const body = sequence(
+    der(0xa0, der(0x02, Buffer.from([2]))),
+    der(0x02, Buffer.concat([Buffer.from([1]), serial])),
+    algorithm,
+    distinguishedName(given.issuer),
+    sequence(time(Date.now() - DAY_MS), time(Date.now() + 30 * DAY_MS)),
+    distinguishedName(given.subject),
+    given.publicKey.export({ type: 'spki', format: 'der' }),
+    der(0xa3, sequence(...given.extensions)),
+  );
+  const signature = sign('sha256', body, given.signer);
+  const whole = sequence(body, algorithm, der(0x03, Buffer.concat([Buffer.from([0]), signature])));
+  const lines = whole.toString('base64').match(/.{1,64}/g) ?? [];
+  return `-----BEGIN CERTIFICATE-----\n${lines.join('\n')}\n-----END CERTIFICATE-----\n`;
+}
+
+function distinguishedName(name: string): Buffer {
+  return sequence(der(0x31, sequence(oid(OID.commonName), der(0x0c, Buffer.from(name)))));
+}
+
+function extension(id: readonly number[], value: Buffer): Buffer {
+  return sequence(oid(id), der(0x04, value));
+}
+
+function alternativeName(name: string): Buffer {
+  const address = /^\d+\.\d+\.\d+\.\d+$/.test(name);
+  return address
+    ? der(0x87, Buffer.from(name.split('.').map(Number)))
+    : der(0x82, Buffer.from(name));
+}
+
+function time(ms: number): Buffer {
+  const text = new Date(ms).toISOString().replaceAll(/[-:T]|\.\d+/g, '');
+  return der(0x18, Buffer.from(text));
+}
+
+function oid(bytes: readonly number[]): Buffer {
+  return der(0x06, Buffer.from(bytes));
+}
+
+function sequence(...parts: Buffer[]): Buffer {
+  return der(0x30, Buffer.concat(parts));
+}
+
+function der(tag: number, body: Buffer): Buffer {
+  if (body.length < 0x80) return Buffer.concat([Buffer.from([tag, body.length]), body]);
+  const length =
+    body.length < 0x100 ? [0x81, body.length] : [0x82, body.length >> 8, body.length & 0xff];
+  return Buffer.concat([Buffer.from([tag, ...length]), body]);
+}
