@@ -100,8 +100,8 @@ async function steady(scene, target, mode) {
 }
 
 /**
- * Microseconds of a statement as one lone client sees it, from pgbench's log of each: the mean of the middle
- * half, which other programs on the machine disturb least.
+ * Microseconds of a statement as one lone client sees it, from pgbench's log of each: the median, and the 10th
+ * percentile, which says what the way costs while nothing else on the machine wants the cores.
  *
  * @param {Scene} scene
  * @param {Target} target
@@ -116,8 +116,8 @@ async function latency(scene, target) {
       readFileSync(join(folder, name), 'latin1').trimEnd().split('\n'),
     );
     const sorted = Float64Array.from(lines, (line) => Number(line.split(' ')[2])).sort();
-    const middle = sorted.subarray(sorted.length >> 2, sorted.length - (sorted.length >> 2));
-    return { latencyUs: middle.reduce((sum, one) => sum + one, 0) / middle.length };
+    const at = (/** @type {number} */ share) => sorted[Math.floor(sorted.length * share)] ?? NaN;
+    return { quietUs: at(0.1), medianUs: at(0.5) };
   } finally {
     rmSync(folder, { recursive: true });
   }
