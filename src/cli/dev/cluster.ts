@@ -149,7 +149,7 @@ async function waitUntilUnused(dataDir: string): Promise<void> {
     if (Date.now() > deadline) {
       throw new CommandError(
         'failure',
-        `a PostgreSQL server (process ${pid}) is already running on ${dataDir}`,
+        `process ${pid} is already running on ${dataDir} (of another "pgjot dev" in this folder?)`,
       );
     }
     await delay(50);

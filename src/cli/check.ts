@@ -1,0 +1,156 @@
+/**
+ * `pgjot check`: every problem of a configuration at once, each with its path.
+ *
+ * Opens no connection unless asked to with `--online`; changes nothing in either case.
+ */
+import { readFileSync } from 'node:fs';
+import { createSecureContext } from 'node:tls';
+import { Command } from 'commander';
+import pg from 'pg';
+import { loadConfig, readSecret, type Config } from '../config.ts';
+import { ConfigError, ProxyError, type ConfigProblem } from '../errors.ts';
+import { KeySet } from '../identity/jwks.ts';
+import { createControl } from '../upstream/control.ts';
+import { EXIT } from './failure.ts';
+import { CONFIG_FILE } from './start.ts';
+
+interface CheckOptions {
+  readonly config: string;
+  readonly online?: true;
+  readonly json?: true;
+}
+
+/** The command. */
+export function checkCommand(): Command {
+  return new Command('check')
+    .description('report every problem of the configuration')
+    .option('--config <file>', 'the configuration', CONFIG_FILE)
+    .option('--online', "also fetch each provider's keys and log in to each upstream")
+    .option('--json', 'print { "problems": [{ "path", "message" }] } on standard output')
+    .action(async (options: CheckOptions) => {
+      const { problems, config } = checkOffline(options.config);
+      let status: number = problems.length > 0 ? EXIT.config : 0;
+      if (options.online && config !== undefined) {
+        const found = await checkOnline(config);
+        if (found.length > 0 && status === 0) status = EXIT.unavailable;
+        problems.push(...found);
+      }
+      if (options.json) console.log(JSON.stringify({ problems }, null, 2));
+      else for (const { path, message } of problems) console.error(`${path}: ${message}`);
+      if (problems.length === 0 && !options.json) console.log(`${options.config} is fine`);
+      process.exitCode = status;
+    });
+}
+
+/** The schema's problems; without any, those of the files and variables that the configuration names. */
+function checkOffline(file: string): { problems: ConfigProblem[]; config?: Config } {
+  try {
+    const config = loadConfig(file);
+    return { config, problems: [...secretProblems(config), ...certificateProblems(config)] };
+  } catch (error) {
+    if (error instanceof ConfigError) return { problems: [...error.problems] };
+    throw error;
+  }
+}
+
+function secretProblems(config: Config): ConfigProblem[] {
+  return Object.entries(config.upstreams).flatMap(([name, { secret }]) => {
+    try {
+      readSecret(secret, `upstreams.${name}.secret`);
+      return [];
+    } catch (error) {
+      if (error instanceof ConfigError) return error.problems;
+      throw error;
+    }
+  });
+}
+
+/** Loads every certificate and key as the proxy will: unreadable, not PEM, or not a pair. */
+function certificateProblems(config: Config): ConfigProblem[] {
+  const places = [
+    { path: 'listen.tls', tls: config.listen.tls },
+    ...Object.entries(config.upstreams).map(([name, { tls }]) => ({
+      path: `upstreams.${name}.tls`,
+      tls,
+    })),
+  ];
+  return places.flatMap(({ path, tls }) => {
+    const files = {
+      cert: tls.certFile,
+      key: tls.keyFile,
+      ca: 'caFile' in tls ? tls.caFile : undefined,
+    };
+    try {
+      const pem = Object.entries(files).flatMap(([name, file]) =>
+        file === undefined ? [] : [[name, readFileSync(file)] as const],
+      );
+      createSecureContext(Object.fromEntries(pem));
+      return [];
+    } catch (error) {
+      return [{ path, message: (error as Error).message }];
+    }
+  });
+}
+
+async function checkOnline(config: Config): Promise<ConfigProblem[]> {
+  const found = await Promise.all([
+    ...Object.entries(config.providers).map(([name, provider]) =>
+      keyProblems(name, provider, config),
+    ),
+    ...Object.keys(config.upstreams).map((name) => upstreamProblems(name, config)),
+  ]);
+  return found.flat();
+}
+
+/** Fetches the keys once, with the proxy's own limits. */
+async function keyProblems(
+  name: string,
+  provider: Config['providers'][string],
+  config: Config,
+): Promise<ConfigProblem[]> {
+  const path = `providers.${name}.${provider.jwksFile === undefined ? 'jwksUri' : 'jwksFile'}`;
+  const problems: ConfigProblem[] = [];
+  const onKeyProblem = (_: string, message: string) => problems.push({ path, message });
+  const keys = new KeySet(name, provider, config.jwks, { onKeyProblem });
+  try {
+    await keys.current();
+  } catch (error) {
+    if (problems.length === 0) problems.push({ path, message: innermost(error) });
+  } finally {
+    keys.close();
+  }
+  return problems;
+}
+
+/** Logs in as the control role and asks for no slot at all, which it alone may do. */
+async function upstreamProblems(name: string, config: Config): Promise<ConfigProblem[]> {
+  const path = `upstreams.${name}`;
+  const upstream = config.upstreams[name];
+  const [role] = Object.keys(upstream?.roles ?? {});
+  if (upstream === undefined || role === undefined) return [];
+  try {
+    readSecret(upstream.secret, path);
+  } catch {
+    // Reported already.
+    return [];
+  }
+  const control = createControl(upstream, path, () => {});
+  try {
+    await control.lease(role, 0);
+    return [];
+  } catch (error) {
+    // An answer of PostgreSQL's means that it is there but not as "setup" leaves it.
+    const answered = error instanceof ProxyError && error.cause instanceof pg.DatabaseError;
+    const advice = answered ? `; "pgjot setup ${name}" installs what is missing` : '';
+    return [{ path, message: innermost(error) + advice }];
+  } finally {
+    await control.close();
+  }
+}
+
+/** What a client must not be told is what the operator has to know. */
+function innermost(error: unknown): string {
+  const inner = error instanceof ProxyError ? (error.cause ?? error) : error;
+  if (inner instanceof AggregateError) return String(inner.errors[0]);
+  return inner instanceof Error ? inner.message : String(inner);
+}

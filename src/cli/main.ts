@@ -1,0 +1,61 @@
+#!/usr/bin/env node
+/**
+ * The command `pgjot`: its subcommands, and how each failure ends the process.
+ *
+ * What a command does is in the file of its name.
+ */
+import { createRequire } from 'node:module';
+import { Command, CommanderError } from 'commander';
+import { ConfigError } from '../errors.ts';
+import { checkCommand } from './check.ts';
+import { devCommand } from './dev.ts';
+import { CommandError, EXIT } from './failure.ts';
+import { setupCommand } from './setup.ts';
+import { sqlCommand } from './sql.ts';
+import { startCommand } from './start.ts';
+import { tokenCommand } from './token.ts';
+
+const { version, description } = createRequire(import.meta.url)('../../package.json') as {
+  version: string;
+  description: string;
+};
+
+const program = new Command('pgjot')
+  .description(description)
+  .version(version)
+  // Thrown rather than exited with, and worded like every other failure.
+  .exitOverride()
+  .configureOutput({
+    outputError: (text, write) => write(text.replace(/^error: /, 'pgjot: ')),
+  })
+  .addHelpText(
+    'after',
+    `
+Exit status: 0 done; ${EXIT.failure} failed; ${EXIT.usage} wrong usage; ${EXIT.unavailable} something that it needs is unavailable;
+${EXIT.config} the configuration is wrong. Failures are reported on standard error.`,
+  );
+const commands = [devCommand, startCommand, checkCommand, setupCommand, tokenCommand, sqlCommand];
+for (const command of commands) {
+  program.addCommand(command().copyInheritedSettings(program));
+}
+
+try {
+  await program.parseAsync();
+} catch (error) {
+  process.exitCode = report(error);
+}
+
+/** Says what went wrong, one line for each thing, and returns the exit status. */
+function report(error: unknown): number {
+  // commander has printed its own line, or the help that was asked for.
+  if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : EXIT.usage;
+  if (error instanceof ConfigError) {
+    for (const { path, message } of error.problems) console.error(`pgjot: ${path}: ${message}`);
+    return EXIT.config;
+  }
+  const { message, stack } = error instanceof Error ? error : new Error(String(error));
+  const known = error instanceof CommandError;
+  console.error(`pgjot: ${message.replaceAll(/\s*\n\s*/g, ' ')}`);
+  if (process.env['PGJOT_DEBUG'] !== undefined) console.error(stack);
+  return known ? error.exitCode : EXIT.failure;
+}

@@ -1,0 +1,56 @@
+/**
+ * `pgjot start`: runs the proxy of a configuration file until it is told to stop.
+ *
+ * SIGTERM or SIGINT lets sessions finish (`sessions.drainTimeoutMs`); a second one ends them at once.
+ */
+import { Command } from 'commander';
+import { loadConfig } from '../config.ts';
+import { createProxy } from '../proxy.ts';
+import { CommandError } from './failure.ts';
+import { stopRequests } from './signals.ts';
+
+/** Where a configuration is looked for. */
+export const CONFIG_FILE = 'proxy.config.json';
+
+/** The command. */
+export function startCommand(): Command {
+  return new Command('start')
+    .description('run the proxy')
+    .option('--config <file>', 'the configuration', CONFIG_FILE)
+    .action(async ({ config }: { config: string }) => {
+      using stop = stopRequests(['SIGTERM', 'SIGINT']);
+      const proxy = createProxy(loadConfig(config));
+      try {
+        await listening(proxy);
+        await stop.first;
+        await Promise.race([proxy.drain(), stop.second]);
+      } finally {
+        await proxy.close();
+      }
+    });
+}
+
+/**
+ * Starts the proxy and says in one line why it cannot listen.
+ *
+ * @throws {CommandError} when the address is taken or not ours to listen on.
+ */
+export async function listening(
+  proxy: Pick<ReturnType<typeof createProxy>, 'start'>,
+): Promise<{ host: string; port: number }> {
+  try {
+    return await proxy.start();
+  } catch (error) {
+    const { code, address, port } = error as NodeJS.ErrnoException & {
+      address?: string;
+      port?: number;
+    };
+    if (code === 'EADDRINUSE') {
+      throw new CommandError('failure', `port ${port} on ${address} is taken`, { cause: error });
+    }
+    if (code === 'EACCES' || code === 'EADDRNOTAVAIL' || code === 'ENOTFOUND') {
+      throw new CommandError('failure', (error as Error).message, { cause: error });
+    }
+    throw error;
+  }
+}
