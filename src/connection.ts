@@ -104,7 +104,7 @@ async function converse(
         house.expiryGraceMs,
       );
     });
-    witness.onWelcome(session.finish);
+    witness.onWelcome((error, graceMs) => session.finish(error, graceMs));
     outcome = await session.done;
     expiry.cancel();
     witness.onEnd(outcome);

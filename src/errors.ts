@@ -185,7 +185,7 @@ export class ProxyError<Code extends ErrorCode = ErrorCode> extends Error {
     const template: string = ERRORS[code].message;
     const named = template.includes('{');
     const values = (named ? rest[0] : undefined) as Record<string, string> | undefined;
-    const options = (named ? rest[1] : rest[0]) as ProxyErrorOptions | undefined;
+    const options: ProxyErrorOptions | undefined = named ? rest[1] : rest[0];
     super(fill(template, values), { cause: options?.cause });
     this.code = code;
     this.detail = options?.detail;

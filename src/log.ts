@@ -26,7 +26,7 @@ export function explain(error: ProxyError): {
 } {
   const causes: string[] = [];
   for (let cause = error.cause; cause !== undefined && causes.length < 4; ) {
-    causes.push(cause instanceof Error ? describe(cause) : String(cause));
+    causes.push(cause instanceof Error ? describe(cause) : typeof cause === 'string' ? cause : 'unknown');
     cause = cause instanceof Error ? cause.cause : undefined;
   }
   return {
@@ -45,8 +45,10 @@ export function describeClient(user: string | undefined, database: string | unde
 }
 
 function describe(error: Error): string {
-  if (error instanceof AggregateError)
-    return error.errors.map((one) => String((one as Error).message)).join(', ');
+  // What happy eyeballs throws: one error for each address tried.
+  if (error instanceof AggregateError) {
+    return error.errors.map((one) => (one as Error).message).join(', ');
+  }
   const text = error instanceof ConfigError ? error.message.replaceAll('\n', '; ') : error.message;
   return error.name === 'Error' || error.name === 'ConfigError' ? text : `${error.name} ${text}`;
 }

@@ -8,7 +8,6 @@
  * https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-START-UP
  */
 import { TLSSocket, type SecureContext } from 'node:tls';
-import type { Socket } from 'node:net';
 import { ProxyError } from '../errors.ts';
 import { encodeNegotiateProtocolVersion } from '../wire/backend.ts';
 import { EndOfStream, readExactly } from '../wire/read.ts';
@@ -138,7 +137,7 @@ async function startTls(
   secureContext: SecureContext,
   signal: AbortSignal,
 ): Promise<TLSSocket> {
-  const secured = new TLSSocket(client.stream as Socket, {
+  const secured = new TLSSocket(client.stream, {
     isServer: true,
     secureContext,
     ALPNProtocols: [ALPN],

@@ -46,7 +46,7 @@ export const SPLICE_TIMES: SpliceTimes = { halfCloseMs: 2_000, stallMs: 300_000 
 /** A splice under way. */
 export interface Splice {
   readonly done: Promise<Outcome>;
-  /** Ends it with `error` as soon as the session is idle, or after `graceMs` whatever it does. The first call counts. */
+  /** Ends it with `error` as soon as the session is idle, or after `graceMs` whatever it does. The first error counts, and the shortest grace. */
   finish(error: ProxyError, graceMs: number): void;
 }
 
@@ -69,6 +69,7 @@ class RunningSplice {
   #clientEnded = false;
   #finishing: ProxyError | undefined;
   #graceTimer: NodeJS.Timeout | undefined;
+  #graceDeadline = Infinity;
   #halfCloseTimer: NodeJS.Timeout | undefined;
 
   constructor(client: Peer, upstream: Peer, times: SpliceTimes) {
@@ -101,9 +102,14 @@ class RunningSplice {
   }
 
   finish(error: ProxyError, graceMs: number): void {
-    if (this.#ended || this.#finishing !== undefined) return;
-    this.#finishing = error;
-    this.#graceTimer = setTimeout(() => this.#sayLastWords(error, 'proxy'), graceMs);
+    if (this.#ended) return;
+    const first = (this.#finishing ??= error);
+    const deadline = performance.now() + graceMs;
+    if (deadline < this.#graceDeadline) {
+      this.#graceDeadline = deadline;
+      clearTimeout(this.#graceTimer);
+      this.#graceTimer = setTimeout(() => this.#sayLastWords(first, 'proxy'), graceMs);
+    }
     this.#finishIfIdle();
   }
 
@@ -126,11 +132,19 @@ class RunningSplice {
     if (this.#ended || this.#clientEnded) return;
     this.#clientEnded = true;
     this.#upstream.stream.end();
-    // It may as well be dead: a killed client's socket says exactly the same.
-    this.#halfCloseTimer = setTimeout(
-      () => this.#end('client', undefined),
-      this.#times.halfCloseMs,
-    );
+    this.#awaitAnswer();
+  }
+
+  /**
+   * Gives up on a client that has only closed its sending side once nothing has come for it in a while:
+   * it may as well be dead, since the socket of a killed process says exactly the same.
+   */
+  #awaitAnswer(): void {
+    const before = this.#toClient.bytes;
+    this.#halfCloseTimer = setTimeout(() => {
+      if (this.#toClient.bytes === before) this.#end('client', undefined);
+      else this.#awaitAnswer();
+    }, this.#times.halfCloseMs);
   }
 
   #onClientClose(): void {

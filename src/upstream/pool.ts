@@ -199,7 +199,7 @@ function isTransient(error: unknown): boolean {
     return true;
   if (!ProxyError.is(error, 'upstream_rejected')) return false;
   const cause = error.cause as { sqlstate?: string; code?: string } | undefined;
-  return /^57P0/.test(cause?.sqlstate ?? cause?.code ?? '');
+  return (cause?.sqlstate ?? cause?.code ?? '').startsWith('57P0');
 }
 
 /**

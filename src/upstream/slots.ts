@@ -138,10 +138,10 @@ export function createSlots(role: string, source: SlotSource, acquireTimeoutMs: 
           }
           finish();
         };
-        const onAbort = () => settle(() => reject(signal.reason as Error));
+        const onAbort = () => settle(() => reject(signal.reason));
         const waiter: Waiter = {
           resolve: (given) => settle(() => resolve(given)),
-          reject: (error) => settle(() => reject(error as Error)),
+          reject: (error) => settle(() => reject(error)),
         };
         const timer = setTimeout(() => {
           settle(() =>
