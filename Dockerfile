@@ -1,0 +1,31 @@
+# The proxy as an image: built with everything, run with nothing but Node and what production needs.
+#
+#   docker build -t pgjot .
+#   docker run --read-only -p 6432:6432 -v ./config:/etc/pgjot:ro -e PGJOT_MAIN_SECRET pgjot
+#
+# The configuration is /etc/pgjot/proxy.config.json; paths inside it are relative to that folder.
+
+FROM node:24-bookworm-slim AS build
+WORKDIR /build
+COPY package.json package-lock.json ./
+# Scripts stay off: `prepare` would compile what has not been copied yet.
+RUN npm ci --ignore-scripts --omit=optional
+COPY tsconfig.json tsconfig.build.json proxy.config.schema.json ./
+COPY scripts scripts
+COPY src src
+RUN npm run build && npm prune --ignore-scripts --omit=dev --omit=optional
+
+FROM node:24-bookworm-slim
+ENV NODE_ENV=production
+WORKDIR /pgjot
+COPY --from=build /build/package.json /build/proxy.config.schema.json ./
+COPY --from=build /build/node_modules node_modules
+COPY --from=build /build/dist dist
+# The image's own unprivileged user; nothing under /pgjot is writable for it.
+USER node
+EXPOSE 6432
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=3s --start-period=5s \
+  CMD ["node", "-e", "require('node:net').connect(process.env.PGJOT_PORT ?? 6432, '127.0.0.1').on('connect', () => process.exit(0)).on('error', () => process.exit(1))"]
+ENTRYPOINT ["node", "dist/cli/main.js"]
+CMD ["start", "--config", "/etc/pgjot/proxy.config.json"]
