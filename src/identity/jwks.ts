@@ -107,16 +107,16 @@ export class KeySet {
    */
   async find(kid: string | undefined, alg: string): Promise<FoundKey> {
     const attempts = this.#attempts;
-    let keys = await this.current();
-    let key = keys.find(kid, alg);
-    // A refresh that began after this call did has nothing newer to offer when asked again.
-    const answered = this.#refreshing === undefined && attempts !== this.#attempts;
-    if (key === undefined && !answered && this.#mayAskAgain()) {
+    for (;;) {
+      const keys = await this.current();
+      const key = keys.find(kid, alg);
+      // A refresh that began after this call did has nothing newer to offer when asked again.
+      const mayAskAgain =
+        this.#refreshing !== undefined ||
+        (key === undefined && attempts === this.#attempts && this.#takeCooldown());
+      if (key !== undefined || !mayAskAgain) return { keys, key };
       await this.#refresh();
-      keys = await this.current();
-      key = keys.find(kid, alg);
     }
-    return { keys, key };
   }
 
   /** Aborts a fetch in flight and starts no other. */
@@ -125,8 +125,8 @@ export class KeySet {
     this.#abort?.abort(new Error('the proxy is closing'));
   }
 
-  #mayAskAgain(): boolean {
-    if (this.#refreshing !== undefined) return true;
+  /** Whether a refresh for an unknown kid is allowed now; if so, the next one is not for a while. */
+  #takeCooldown(): boolean {
     const now = this.#now();
     if (now < this.#cooldownUntil) return false;
     // Armed before the fetch and whatever becomes of it: otherwise random kids during an outage are a fetch each (attack D1).

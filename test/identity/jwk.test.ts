@@ -1,0 +1,187 @@
+/** Which published keys are used: the attacks D4 to D6, each by its name. */
+import { generateKeyPairSync } from 'node:crypto';
+import { describe, expect, test } from 'vitest';
+import { ALGORITHMS } from '../../src/config.ts';
+import { readJwks } from '../../src/identity/jwk.ts';
+import { createIssuerKey } from '../support/issuer.ts';
+
+const ec = createIssuerKey('ES256', 'ec');
+const rsa = createIssuerKey('RS256', 'rsa');
+const ed = createIssuerKey('EdDSA', 'ed');
+const good = createIssuerKey('ES256', 'good');
+const bare = (jwk: object, ...without: string[]) =>
+  Object.fromEntries(Object.entries(jwk).filter(([name]) => !without.includes(name)));
+const read = (keys: readonly unknown[]) => readJwks(JSON.stringify({ keys }), ALGORITHMS, 100);
+
+function jwkOf(type: 'ed448' | 'x25519' | 'secp256k1' | 'rsa1024'): object {
+  const pair =
+    type === 'ed448'
+      ? generateKeyPairSync('ed448')
+      : type === 'x25519'
+        ? generateKeyPairSync('x25519')
+        : type === 'secp256k1'
+          ? generateKeyPairSync('ec', { namedCurve: 'secp256k1' })
+          : generateKeyPairSync('rsa', { modulusLength: 1024 });
+  return { ...pair.publicKey.export({ format: 'jwk' }), kid: type };
+}
+
+const zeroes = Buffer.alloc(32).toString('base64url');
+
+const UNFIT: Record<string, readonly (readonly [string, () => unknown, RegExp])[]> = {
+  'D4 private keys': [
+    ['EC', () => ({ ...ec.privateKey.export({ format: 'jwk' }), kid: 'x' }), /private or secret/],
+    ['RSA', () => ({ ...rsa.privateKey.export({ format: 'jwk' }), kid: 'x' }), /private or secret/],
+    ['Ed25519', () => ({ ...ed.privateKey.export({ format: 'jwk' }), kid: 'x' }), /private or/],
+    ['d null', () => ({ ...ec.jwk, d: null }), /private or secret/],
+    ['oct', () => ({ kty: 'oct', k: 'c2VjcmV0', kid: 'x' }), /private or secret/],
+    ['oct without k', () => ({ kty: 'oct', kid: 'x' }), /^key kid "x" is not used: its kty/],
+  ],
+  'D5 unfit keys': [
+    ['RSA of 1,024 bits', () => jwkOf('rsa1024'), /has 1024 bits, fewer than 2048/],
+    ['RSA with exponent 1', () => ({ ...rsa.jwk, e: 'AQ' }), /exponent is 1, 0 or even/],
+    ['RSA with exponent 1 in three bytes', () => ({ ...rsa.jwk, e: 'AAAB' }), /exponent is 1/],
+    ['RSA with exponent 2', () => ({ ...rsa.jwk, e: 'Ag' }), /exponent is 1, 0 or even/],
+    ['RSA with exponent 0', () => ({ ...rsa.jwk, e: 'AA' }), /exponent is 1, 0 or even/],
+    ['RSA without exponent', () => ({ ...rsa.jwk, e: '' }), /exponent is 1, 0 or even/],
+    ['RSA without modulus', () => bare(rsa.jwk, 'n'), /its member "n" is missing/],
+    ['RSA with a number as modulus', () => ({ ...rsa.jwk, n: 1 }), /its member "n" is missing/],
+    ['RSA with an empty modulus', () => ({ ...rsa.jwk, n: '' }), /not a valid public key|bits/],
+    ['use enc', () => ({ ...ec.jwk, use: 'enc' }), /its use is not "sig"/],
+    ['use null', () => ({ ...ec.jwk, use: null }), /its use is not "sig"/],
+    ['key_ops encrypt', () => ({ ...ec.jwk, key_ops: ['encrypt'] }), /key_ops do not include/],
+    ['key_ops as a string', () => ({ ...ec.jwk, key_ops: 'verify' }), /key_ops do not include/],
+    ['alg of another kind', () => ({ ...ec.jwk, alg: 'RS256' }), /fits no algorithm/],
+    ['alg HS256', () => ({ ...rsa.jwk, alg: 'HS256' }), /fits no algorithm/],
+    ['alg none', () => ({ ...rsa.jwk, alg: 'none' }), /fits no algorithm/],
+    ['alg for encryption', () => ({ ...rsa.jwk, alg: 'RSA-OAEP' }), /fits no algorithm/],
+    ['an off-curve point', () => ({ ...ec.jwk, y: zeroes }), /not a valid public key/],
+    ['a point of zeroes', () => ({ ...ec.jwk, x: zeroes, y: zeroes }), /not a valid public key/],
+    ['a short coordinate', () => ({ ...ec.jwk, x: 'AAAA' }), /not a valid public key/],
+    ['EC without y', () => bare(ec.jwk, 'y'), /its member "y" is missing/],
+    ['EC on Ed25519', () => ({ ...ec.jwk, crv: 'Ed25519', alg: undefined }), /not a valid/],
+    ['OKP on P-256', () => ({ ...ed.jwk, crv: 'P-256', alg: undefined }), /not a valid/],
+    [
+      'Ed25519 of 31 bytes',
+      () => ({ ...ed.jwk, x: Buffer.alloc(31, 1).toString('base64url') }),
+      /not a valid/,
+    ],
+    ['secp256k1', () => jwkOf('secp256k1'), /fits no algorithm/],
+    ['Ed448', () => jwkOf('ed448'), /fits no algorithm/],
+    ['X25519', () => jwkOf('x25519'), /fits no algorithm/],
+    ['crv constructor', () => ({ ...ec.jwk, crv: 'constructor' }), /fits no algorithm/],
+    ['an unknown kty', () => ({ kty: 'AKP', alg: 'ML-DSA-44', pub: 'AA' }), /its kty is not/],
+    ['kty __proto__', () => ({ ...ec.jwk, kty: '__proto__' }), /its kty is not/],
+    ['kty in lower case', () => ({ ...ec.jwk, kty: 'ec' }), /its kty is not/],
+    ['no kty', () => bare(ec.jwk, 'kty'), /its kty is not/],
+    ['a number as kty', () => ({ ...ec.jwk, kty: 1 }), /its kty is not/],
+    ['a number as kid', () => ({ ...ec.jwk, kid: 1 }), /^key number 1 is not used: its kid/],
+    ['an empty kid', () => ({ ...ec.jwk, kid: '' }), /its kid is not/],
+    [
+      'a kid that forges log lines',
+      () => ({ ...ec.jwk, kid: 'a\nb' }),
+      /^key kid "a\?b" is not used/,
+    ],
+    ['a string', () => 'key', /^key number 1 is not used: it is not an object/],
+    ['null', () => null, /^key number 1 is not used: it is not an object/],
+    ['an array', () => [], /its kty is not/],
+  ],
+};
+
+for (const [attack, keys] of Object.entries(UNFIT)) {
+  describe(attack, () => {
+    test.each(keys)('%s is left out and the others stay', async (_, jwk, reason) => {
+      const { keys: published, skipped } = await read([jwk(), good.jwk]);
+
+      expect(skipped).toHaveLength(1);
+      expect(skipped[0]).toMatch(reason);
+      expect(published.find('good', 'ES256')).toBeDefined();
+      expect(published.find(undefined, 'ES256')?.kid).toBe('good');
+    });
+  });
+}
+
+describe('a fit key', () => {
+  test.each([
+    [
+      'RSA without alg',
+      () => bare(rsa.jwk, 'alg'),
+      ['RS256', 'RS384', 'RS512', 'PS256', 'PS384', 'PS512'],
+    ],
+    ['RSA with alg', () => rsa.jwk, ['RS256']],
+    ['P-256', () => bare(ec.jwk, 'alg'), ['ES256']],
+    ['P-384', () => bare(createIssuerKey('ES384').jwk, 'alg'), ['ES384']],
+    ['P-521', () => bare(createIssuerKey('ES512').jwk, 'alg'), ['ES512']],
+    ['Ed25519', () => bare(ed.jwk, 'alg', 'use'), ['EdDSA']],
+    ['with key_ops', () => ({ ...ec.jwk, key_ops: ['verify', 'encrypt'] }), ['ES256']],
+    ['with members nobody knows', () => ({ ...ec.jwk, x5c: ['!'], ext: 'yes' }), ['ES256']],
+  ])('%s verifies exactly the algorithms it fits', async (_, jwk, algorithms) => {
+    const { keys } = await read([bare(jwk(), 'kid')]);
+
+    for (const alg of [...ALGORITHMS, 'HS256', 'none']) {
+      expect(keys.find(undefined, alg) !== undefined).toBe(algorithms.includes(alg));
+    }
+  });
+
+  test('verifies nothing that its provider does not allow', async () => {
+    const text = JSON.stringify({ keys: [bare(rsa.jwk, 'alg')] });
+
+    const { keys } = await readJwks(text, ['PS256'], 100);
+
+    expect([...(keys.find('rsa', 'PS256')?.byAlgorithm.keys() ?? [])]).toEqual(['PS256']);
+    await expect(readJwks(text, ['ES256'], 100)).rejects.toThrow(
+      /no key in the JWK Set is fit; key/,
+    );
+  });
+
+  test('is no longer extractable into anything private', async () => {
+    const { keys } = await read([rsa.jwk]);
+
+    const key = keys.find('rsa', 'RS256')?.byAlgorithm.get('RS256');
+
+    expect([key?.type, key?.usages]).toEqual(['public', ['verify']]);
+  });
+});
+
+describe('D6 one kid for several keys', () => {
+  const twin = createIssuerKey('ES256', 'ec');
+
+  test('different keys are both refused, and the others stay', async () => {
+    const { keys, skipped } = await read([ec.jwk, twin.jwk, good.jwk]);
+
+    expect(keys.find('ec', 'ES256')).toBeUndefined();
+    expect(keys.find('good', 'ES256')).toBeDefined();
+    expect(skipped).toEqual(['kid "ec" names different keys: none of them is used']);
+  });
+
+  test('different kinds of key are both refused too', async () => {
+    const { keys } = await read([ec.jwk, { ...rsa.jwk, kid: 'ec' }, good.jwk]);
+
+    expect(keys.find('ec', 'RS256')).toBeUndefined();
+  });
+
+  test('the same key twice is one key', async () => {
+    const { keys, skipped } = await read([ec.jwk, { ...ec.jwk, use: undefined }]);
+
+    expect(keys.find('ec', 'ES256')).toBeDefined();
+    expect(skipped).toEqual([]);
+  });
+
+  test('the same RSA key for two algorithms verifies both', async () => {
+    const { keys } = await read([rsa.jwk, { ...rsa.jwk, alg: 'PS256' }]);
+
+    expect([...(keys.find('rsa', 'RS256')?.byAlgorithm.keys() ?? [])]).toEqual(['RS256', 'PS256']);
+  });
+
+  test('a key that is not for signatures does not count', async () => {
+    const { keys } = await read([ec.jwk, { ...twin.jwk, use: 'enc' }]);
+
+    expect(keys.find('ec', 'ES256')).toBeDefined();
+  });
+
+  test('keys without kid are kept apart', async () => {
+    const { keys } = await read([bare(ec.jwk, 'kid'), bare(twin.jwk, 'kid'), bare(ed.jwk, 'kid')]);
+
+    expect(keys.find(undefined, 'ES256')).toBeUndefined();
+    expect(keys.find(undefined, 'EdDSA')).toBeDefined();
+  });
+});
