@@ -289,7 +289,7 @@ describe('freshness', () => {
     ['garbage', { 'cache-control': 'max-age=soon' }, 300_000],
   ])('an issuer that says %s is asked again after its time', async (_, headers, freshMs) => {
     await using rig = await startRig();
-    rig.issuer.headers = headers as Record<string, string>;
+    rig.issuer.headers = headers;
     await rig.keySet.current();
 
     rig.clock.ms += freshMs - 1;

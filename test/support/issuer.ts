@@ -327,18 +327,14 @@ function fits(alg: SigningAlgorithm, key: IssuerKey): boolean {
 }
 
 function generateKeys(alg: SigningAlgorithm): { privateKey: KeyObject; publicKey: KeyObject } {
-  switch (alg) {
-    case 'ES256':
-      return generateKeyPairSync('ec', { namedCurve: 'P-256' });
-    case 'ES384':
-      return generateKeyPairSync('ec', { namedCurve: 'P-384' });
-    case 'ES512':
-      return generateKeyPairSync('ec', { namedCurve: 'P-521' });
-    case 'EdDSA':
-      return generateKeyPairSync('ed25519');
-    default:
-      return generateKeyPairSync('rsa', { modulusLength: 2048 });
-  }
+  const namedCurve = new Map<SigningAlgorithm, string>([
+    ['ES256', 'P-256'],
+    ['ES384', 'P-384'],
+    ['ES512', 'P-521'],
+  ]).get(alg);
+  if (namedCurve !== undefined) return generateKeyPairSync('ec', { namedCurve });
+  if (alg === 'EdDSA') return generateKeyPairSync('ed25519');
+  return generateKeyPairSync('rsa', { modulusLength: 2048 });
 }
 
 function signWith(
