@@ -40,6 +40,8 @@ export interface Surroundings {
 
 /** Told what happens, for the log; never shown the token. */
 export interface Witness {
+  /** The id that joins this connection's log lines. */
+  readonly session: string;
   onStartup(startup: Startup): void;
   onIdentity(identity: Identity): void;
   onWelcome(finish: (error: ProxyError, graceMs: number) => void): void;
@@ -73,7 +75,7 @@ export async function serve(
     const lease = await house.acquire(identity, startup.parameters, login.signal);
     await converse(client, startup, identity, lease, house, witness, login);
   } catch (error) {
-    const failure = ProxyError.from(error);
+    const failure = ProxyError.from(error, witness.session);
     witness.onRefusal(failure);
     await farewell(client.stream, encodeErrorResponse(failure));
   } finally {

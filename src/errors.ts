@@ -204,9 +204,14 @@ export class ProxyError<Code extends ErrorCode = ErrorCode> extends Error {
     return error instanceof ProxyError && error.code === code;
   }
 
-  /** Any thrown value as a `ProxyError`: what is not one already is a bug of ours, `internal`. */
-  static from(error: unknown): ProxyError {
-    return error instanceof ProxyError ? error : new ProxyError('internal', { cause: error });
+  /**
+   * Any thrown value as a `ProxyError`: what is not one already is a bug of ours, `internal`, of which
+   * the client learns only the session's id in the log.
+   */
+  static from(error: unknown, session?: string): ProxyError {
+    if (error instanceof ProxyError) return error;
+    const detail = session === undefined ? {} : { detail: `connection ${session}` };
+    return new ProxyError('internal', { cause: error, ...detail });
   }
 }
 

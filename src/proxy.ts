@@ -143,6 +143,7 @@ function createWitness(
   const line = () => ({ session, address, ...who, ...describeIdentity(identity) });
 
   return {
+    session,
     onStartup: ({ user, database }) => {
       who = describeClient(user, database);
     },
