@@ -29,6 +29,8 @@ export interface Surroundings {
   readonly maxTokenBytes: number;
   readonly loginTimeoutMs: number;
   readonly expiryGraceMs: number;
+  /** Counts a client in, and returns how to count it out again. Throws `too_many_clients`, `draining`. */
+  admit(): () => void;
   /** Who a verified token's holder is for this startup. Throws `role_forbidden`. */
   authorize(startup: Startup, token: Awaited<ReturnType<Verifier['verify']>>): Identity;
   acquire(
@@ -58,6 +60,7 @@ export async function serve(
 ): Promise<void> {
   const client: Client = { stream, encrypted: false, address };
   const login = new LoginDeadline(house.loginTimeoutMs, stream);
+  let leave: (() => void) | undefined;
   try {
     const startup = await handshake(client, house.handshake, login.signal);
     if (startup.kind === 'cancel') {
@@ -66,6 +69,7 @@ export async function serve(
     }
     login.audible();
     witness.onStartup(startup);
+    leave = house.admit();
     const token = await askForToken(client, startup.user, house.maxTokenBytes, login.signal);
     const identity = house.authorize(
       startup,
@@ -81,6 +85,7 @@ export async function serve(
   } finally {
     login.over();
     await farewell(client.stream);
+    leave?.();
   }
 }
 

@@ -8,7 +8,6 @@ import { readFileSync } from 'node:fs';
 import type { Server, Socket } from 'node:net';
 import { createSecureContext, type SecureContext } from 'node:tls';
 import { addressOf, listen, type Address } from './accept/tcp.ts';
-import { farewell } from './client/stream.ts';
 import { clientTlsMode, type Config } from './config.ts';
 import { serve, type Surroundings, type Witness } from './connection.ts';
 import { ConfigError, ProxyError } from './errors.ts';
@@ -17,7 +16,6 @@ import { decide, type Identity } from './identity/policy.ts';
 import { createLogger, describeClient, explain, type Logger } from './log.ts';
 import { createCancels } from './upstream/cancel.ts';
 import { createPool, type Pool } from './upstream/pool.ts';
-import { encodeErrorResponse } from './wire/backend.ts';
 
 export { loadConfig, parseConfig, type Config, type ConfigInput } from './config.ts';
 export { ConfigError, ProxyError, type ErrorCode } from './errors.ts';
@@ -31,7 +29,14 @@ export interface Proxy {
   /** Ends every session now; resolves when every socket, timer and slot is given back. */
   close(): Promise<void>;
   /** What is in use, for tests and operators. */
-  counts(): { clients: number; upstreams: Record<string, ReturnType<Pool['counts']>> };
+  counts(): {
+    /** Open client sockets. */
+    connections: number;
+    /** Those of them that have asked to log in. */
+    clients: number;
+    /** The slots of each upstream, by role. */
+    upstreams: Record<string, ReturnType<Pool['counts']>>;
+  };
 }
 
 /** What a proxy may be given beside its configuration. */
@@ -39,6 +44,9 @@ export interface ProxyOptions {
   /** Default: JSON lines on standard output. */
   readonly logger?: Logger;
 }
+
+// How many sockets may be open beyond `limits.maxClients`: cancels, and those that are to hear that the house is full.
+const STRANGERS = 256;
 
 /** A client as the proxy keeps it. */
 interface Guest {
@@ -74,18 +82,29 @@ export function createProxy(
     maxTokenBytes: config.limits.maxTokenBytes,
     loginTimeoutMs: config.limits.loginTimeoutMs,
     expiryGraceMs: config.sessions.graceMs,
+    admit() {
+      if (leaving) throw new ProxyError('draining');
+      if (clients >= config.limits.maxClients) throw new ProxyError('too_many_clients');
+      clients++;
+      return () => {
+        clients--;
+      };
+    },
     authorize: (startup, token) => decide(config, startup, token),
     acquire: (identity, parameters, signal) =>
       (pools.get(identity.upstream) as Pool).acquire(identity, parameters, signal),
   };
   const guests = new Set<Guest>();
+  let clients = 0;
   let server: Server | undefined;
   let leaving = false;
 
   const onArrival = (socket: Socket): void => {
-    if (leaving) return turnAway(socket, new ProxyError('draining'));
-    if (guests.size >= config.limits.maxClients)
-      return turnAway(socket, new ProxyError('too_many_clients'), logger);
+    // Whoever wants to log in is counted when they say so: a cancel must get through when the house is full.
+    if (guests.size >= config.limits.maxClients + STRANGERS) {
+      socket.destroy();
+      return;
+    }
     const address = socket.remoteAddress ?? '';
     const guest: Guest = {
       finish: () => socket.destroy(),
@@ -122,7 +141,8 @@ export function createProxy(
     drain: () => leave(config.sessions.drainTimeoutMs),
     close: () => leave(0),
     counts: () => ({
-      clients: guests.size,
+      connections: guests.size,
+      clients,
       upstreams: Object.fromEntries([...pools].map(([id, pool]) => [id, pool.counts()])),
     }),
   };
@@ -181,16 +201,6 @@ function describeIdentity(identity: Identity | undefined): object {
   if (identity === undefined) return {};
   const { provider, issuer, subject, kid, role, upstream } = identity;
   return { provider, issuer, subject, kid, role, upstream };
-}
-
-function turnAway(socket: Socket, error: ProxyError, logger?: Logger): void {
-  logger?.[error.spec.log]({
-    event: 'login',
-    outcome: 'refused',
-    address: socket.remoteAddress,
-    ...explain(error),
-  });
-  void farewell(socket, encodeErrorResponse(error));
 }
 
 function loadCertificate(config: Config): SecureContext | undefined {

@@ -56,12 +56,34 @@ const AUTHENTICATION = {
 } as const;
 
 /**
- * Connects and logs in.
+ * Connects and logs in, within the upstream's `connectTimeoutMs`.
  *
  * @throws {ProxyError} upstream_unreachable, upstream_lost, upstream_protocol, upstream_login_rejected,
  *   session_setup_failed, or upstream_rejected holding the ErrorResponse that PostgreSQL sent.
  */
 export async function connect(
+  upstream: UpstreamConfig,
+  credentials: Credentials,
+  signal: AbortSignal,
+): Promise<UpstreamConnection> {
+  const attempt = new AbortController();
+  const onAbort = () => attempt.abort(signal.reason);
+  // A host that swallows packets must not use up the time in which another attempt could succeed.
+  const timer = setTimeout(() => {
+    const cause = new Error(`no answer within ${upstream.connectTimeoutMs} ms`);
+    attempt.abort(new ProxyError('upstream_unreachable', { cause }));
+  }, upstream.connectTimeoutMs);
+  signal.addEventListener('abort', onAbort);
+  try {
+    signal.throwIfAborted();
+    return await open(upstream, credentials, attempt.signal);
+  } finally {
+    clearTimeout(timer);
+    signal.removeEventListener('abort', onAbort);
+  }
+}
+
+async function open(
   upstream: UpstreamConfig,
   credentials: Credentials,
   signal: AbortSignal,

@@ -53,7 +53,7 @@ describe.each([{ tls: false }, { tls: true }])('signing in with a token (tls: $t
     expect(stack.proxy.counts().upstreams['main']?.['authenticated']).toMatchObject({ busy: 1 });
     await client.end();
 
-    await until(() => stack.proxy.counts().clients === 0);
+    await until(() => stack.proxy.counts().connections === 0);
     expect(stack.proxy.counts().upstreams['main']?.['authenticated']).toMatchObject({
       busy: 0,
       quarantined: 0,
