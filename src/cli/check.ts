@@ -6,7 +6,7 @@
 import { readFileSync } from 'node:fs';
 import { createSecureContext } from 'node:tls';
 import { Command } from 'commander';
-import pg from 'pg';
+import { DatabaseError } from 'pg';
 import { loadConfig, readSecret, type Config } from '../config.ts';
 import { ConfigError, ProxyError, type ConfigProblem } from '../errors.ts';
 import { KeySet } from '../identity/jwks.ts';
@@ -140,7 +140,7 @@ async function upstreamProblems(name: string, config: Config): Promise<ConfigPro
     return [];
   } catch (error) {
     // An answer of PostgreSQL's means that it is there but not as "setup" leaves it.
-    const answered = error instanceof ProxyError && error.cause instanceof pg.DatabaseError;
+    const answered = error instanceof ProxyError && error.cause instanceof DatabaseError;
     const advice = answered ? `; "pgjot setup ${name}" installs what is missing` : '';
     return [{ path, message: innermost(error) + advice }];
   } finally {

@@ -7,7 +7,7 @@ import { createWriteStream } from 'node:fs';
 import { createServer } from 'node:net';
 import { join, relative } from 'node:path';
 import { Command, InvalidArgumentError } from 'commander';
-import pg from 'pg';
+import { Client } from 'pg';
 import { pino } from 'pino';
 import { parseConfig, type ConfigInput } from '../config.ts';
 import { createProxy } from '../proxy.ts';
@@ -59,7 +59,7 @@ async function dev(options: DevOptions): Promise<void> {
     opened.unshift(() => stopSoon(server, stop.second));
     if (options.reset) await forgetState(state);
     await prepareDatabase(server, await upstreamSecret(state));
-    const issuer = await startIssuer(state, options.port + 1);
+    const issuer = await startIssuer(state, options.port === 0 ? 0 : options.port + 1);
     opened.unshift(() => issuer.close());
     const proxy = openProxy(state, configFor(server, issuer, options.port));
     opened.unshift(() => proxy.close());
@@ -128,9 +128,9 @@ async function prepareDatabase(server: PostgresServer, secret: string): Promise<
 async function asSuperuser(
   { superuser }: PostgresServer,
   database: string,
-  work: (admin: pg.Client) => Promise<void>,
+  work: (admin: Client) => Promise<void>,
 ): Promise<void> {
-  const admin = new pg.Client({ ...superuser, database });
+  const admin = new Client({ ...superuser, database });
   await admin.connect();
   try {
     await work(admin);
@@ -203,7 +203,7 @@ Without psql:
 
 With node-postgres, or any other driver: the token is the password.
 
-  TOKEN=$(npx pgjot token --sub bob) node -e "new (require('pg').Pool)({ connectionString: '${url}', password: process.env.TOKEN, max: 1, allowExitOnIdle: true }).query('select * from todos').then((result) => console.table(result.rows))"
+  PGPASSWORD=$(npx pgjot token --sub bob) node -e "new (require('pg').Pool)({ connectionString: '${url}', max: 1, allowExitOnIdle: true }).query('select * from todos').then((result) => console.table(result.rows))"
 
 Who may do what, and why a login was refused: ${join(folder, 'proxy.config.json')}, ${join(folder, 'proxy.log')}
 Ctrl-C stops everything; data and tokens stay in ${folder} (pgjot dev --reset forgets them).

@@ -4,7 +4,7 @@
  * The administrator's connection comes from $PGJOT_ADMIN_URL and is kept nowhere. May be run again at any time.
  */
 import { Command } from 'commander';
-import pg from 'pg';
+import { Client, DatabaseError } from 'pg';
 import { loadConfig, readSecret } from '../config.ts';
 import { install, planInstall } from '../session-sql/install.ts';
 import { CommandError } from './failure.ts';
@@ -57,7 +57,7 @@ async function setUp(name: string, options: { config: string; dryRun?: true }): 
   }
 }
 
-async function connectAsAdmin(database: string): Promise<pg.Client> {
+async function connectAsAdmin(database: string): Promise<Client> {
   const url = process.env[ADMIN_URL];
   if (url === undefined || url === '') {
     throw new CommandError(
@@ -84,16 +84,16 @@ async function connectAsAdmin(database: string): Promise<pg.Client> {
 }
 
 /** The parser's own message would repeat the URL, and with it the password. */
-function adminClient(url: string): pg.Client {
+function adminClient(url: string): Client {
   try {
-    return new pg.Client({ connectionString: url, application_name: 'pgjot setup' });
+    return new Client({ connectionString: url, application_name: 'pgjot setup' });
   } catch {
     throw new CommandError('usage', `${ADMIN_URL} is not a connection URL (postgres://…)`);
   }
 }
 
 function refusal(error: unknown): unknown {
-  if (!(error instanceof pg.DatabaseError)) return error;
+  if (!(error instanceof DatabaseError)) return error;
   const more = [error.detail && `DETAIL: ${error.detail}`, error.hint && `HINT: ${error.hint}`];
   const text = [`${error.severity} ${error.code}: ${error.message}`, ...more.filter(Boolean)];
   return new CommandError('failure', `nothing was changed: ${text.join('  ')}`, { cause: error });

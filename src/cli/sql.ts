@@ -7,12 +7,12 @@ import { readFile } from 'node:fs/promises';
 import { text } from 'node:stream/consumers';
 import { rootCertificates } from 'node:tls';
 import { Command } from 'commander';
-import pg from 'pg';
+import { Client, DatabaseError, type ClientConfig, type QueryConfig, type QueryResult } from 'pg';
 import { clientTlsMode, loadConfig, type Config } from '../config.ts';
 import { mintHere } from './dev/mint.ts';
 import { devConfigFile, stateOf } from './dev/state.ts';
 import { CommandError } from './failure.ts';
-import { formatResult, type TextResult } from './table.ts';
+import { formatResult } from './table.ts';
 
 interface SqlOptions {
   readonly sub?: string;
@@ -41,7 +41,7 @@ async function runSql(given: string, options: SqlOptions): Promise<void> {
   const config = loadConfig(options.config ?? devConfigFile());
   const password = await tokenFor(options);
   const sql = given === '-' ? await text(process.stdin) : given;
-  const client = new pg.Client({
+  const client = new Client({
     ...(await target(config, options)),
     password,
     application_name: 'pgjot sql',
@@ -55,8 +55,8 @@ async function runSql(given: string, options: SqlOptions): Promise<void> {
   });
   try {
     const query = { text: sql, ...(options.json ? {} : { rowMode: 'array', types: AS_TEXT }) };
-    const result = (await client.query(query as pg.QueryConfig)) as pg.QueryResult;
     // pg answers several statements with an array, which its types do not say.
+    const result: QueryResult | QueryResult[] = await client.query(query as QueryConfig);
     print([result].flat(), options.json === true);
   } catch (error) {
     throw describe(error as Error, 'failure');
@@ -68,9 +68,9 @@ async function runSql(given: string, options: SqlOptions): Promise<void> {
 // Values as PostgreSQL wrote them: what a table should show, rather than JavaScript's idea of a date.
 const AS_TEXT = { getTypeParser: () => (value: string) => value };
 
-function print(results: pg.QueryResult[], asJson: boolean): void {
+function print(results: QueryResult[], asJson: boolean): void {
   for (const result of results) {
-    if (!asJson) console.log(formatResult(result as unknown as TextResult));
+    if (!asJson) console.log(formatResult(result));
     else if (result.fields.length > 0) console.log(JSON.stringify(result.rows, null, 2));
   }
 }
@@ -90,7 +90,7 @@ async function tokenFor({ sub, tokenFile }: SqlOptions): Promise<string> {
 }
 
 /** Where the proxy of this configuration listens, and what to ask it for. */
-async function target(config: Config, options: SqlOptions): Promise<pg.ClientConfig> {
+async function target(config: Config, options: SqlOptions): Promise<ClientConfig> {
   const { host, port, tls } = config.listen;
   const [upstream] = Object.values(config.upstreams);
   const [provider] = Object.values(config.providers);
@@ -114,7 +114,7 @@ async function pinned(certFile: string) {
 
 /** One line for what PostgreSQL or the proxy answered, or for not having been reached. */
 function describe(error: Error, otherwise: 'unavailable' | 'failure'): CommandError {
-  if (!(error instanceof pg.DatabaseError)) {
+  if (!(error instanceof DatabaseError)) {
     const reason = error instanceof AggregateError ? String(error.errors[0]) : error.message;
     const advice = otherwise === 'unavailable' ? ' (is the proxy running?)' : '';
     return new CommandError(otherwise, `${reason}${advice}`, { cause: error });

@@ -25,11 +25,6 @@ export function formatResult(result: TextResult): string {
   const widths = names.map((name, column) =>
     Math.max(width(name), ...cells.map((row) => width(row[column] ?? ''))),
   );
-  const line = (texts: readonly string[], place: (text: string, column: number) => string) =>
-    texts
-      .map((text, column) => ` ${place(text, column)} `)
-      .join('|')
-      .trimEnd();
   const body = cells.map((row) =>
     line(row, (text, column) => {
       const space = ' '.repeat((widths[column] ?? 0) - width(text));
@@ -44,6 +39,13 @@ export function formatResult(result: TextResult): string {
     // INSERT … RETURNING has both.
     ...(command === 'SELECT' ? [] : [tag(command, rowCount)]),
   ].join('\n');
+}
+
+function line(texts: readonly string[], place: (text: string, column: number) => string): string {
+  return texts
+    .map((text, column) => ` ${place(text, column)} `)
+    .join('|')
+    .trimEnd();
 }
 
 function tag(command: string, rowCount: number | null): string {

@@ -6,7 +6,7 @@
  */
 import { chmod, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { delimiter, join } from 'node:path';
+import { delimiter, dirname, join } from 'node:path';
 import type { TestProject } from 'vitest/node';
 import { serverAccount } from '../../src/cli/dev/account.ts';
 import { installedBinaries, runnableBinaries } from '../../src/cli/dev/binaries.ts';
@@ -36,7 +36,7 @@ export async function setup(project: TestProject): Promise<() => Promise<void>> 
   await chmod(base, 0o711);
   const templates: Template[] = [];
   const remove = async () => {
-    const folders = templates.map(({ dataDir }) => dataDir);
+    const folders = templates.map(({ dataDir }) => dirname(dataDir));
     for (const folder of [...folders, base]) await rm(folder, { recursive: true, force: true });
   };
   try {

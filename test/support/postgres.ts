@@ -6,8 +6,8 @@
 import { randomBytes } from 'node:crypto';
 import { chmod, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
-import pg from 'pg';
+import { dirname, join } from 'node:path';
+import { Client } from 'pg';
 import { inject } from 'vitest';
 import { startPostgres, type PostgresServer } from '../../src/cli/dev/postgres.ts';
 import type { Template } from './global-setup.ts';
@@ -57,7 +57,10 @@ export async function startTestPostgres(
   }
   const stop: PostgresServer['stop'] = async (mode = 'immediate') => {
     await server.stop(mode);
-    for (const folder of [server.dataDir, base]) await rm(folder, { recursive: true, force: true });
+    // Not the same where $TMPDIR is private to root; then the data has a folder of its own.
+    for (const folder of [dirname(server.dataDir), base]) {
+      await rm(folder, { recursive: true, force: true });
+    }
   };
   // Not a spread: `pid` and `exited` change with every restart.
   return Object.assign(Object.create(server) as PostgresServer, {
@@ -70,8 +73,8 @@ export async function startTestPostgres(
 export async function connectAsSuperuser(
   server: PostgresServer,
   database = server.superuser.database,
-): Promise<pg.Client> {
-  const client = new pg.Client({ ...server.superuser, database });
+): Promise<Client> {
+  const client = new Client({ ...server.superuser, database });
   await client.connect();
   return client;
 }

@@ -178,15 +178,16 @@ class Running {
       stdio: ['ignore', 'ignore', 'pipe'],
     });
     const tail: string[] = [];
-    let announceReady = () => {};
-    const ready = new Promise<void>((resolveReady) => {
-      announceReady = resolveReady;
-    });
-    createInterface({ input: child.stderr }).on('line', (line) => {
+    const lines = createInterface({ input: child.stderr });
+    lines.on('line', (line) => {
       tail.push(line);
       if (tail.length > 50) tail.shift();
-      if (line.includes('database system is ready to accept connections')) announceReady();
       options.onLog?.(line);
+    });
+    const ready = new Promise<void>((resolveReady) => {
+      lines.on('line', (line) => {
+        if (line.includes('database system is ready to accept connections')) resolveReady();
+      });
     });
     const exited = new Promise<string>((resolveExit) => {
       child.once('error', (error) => resolveExit(String(error)));

@@ -1,0 +1,143 @@
+/**
+ * The command `pgjot` as a real process, built from this source.
+ */
+import { execFileSync, spawn, type ChildProcess } from 'node:child_process';
+import { once } from 'node:events';
+import { readdirSync, statSync, symlinkSync } from 'node:fs';
+import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+
+/** The project's folder. */
+export const ROOT = fileURLToPath(new URL('../..', import.meta.url));
+
+const MAIN = join(ROOT, 'dist', 'cli', 'main.js');
+
+/** How to run it. */
+export interface CliOptions {
+  readonly cwd: string;
+  readonly env?: Readonly<Record<string, string>>;
+  readonly input?: string;
+  readonly uid?: number;
+  readonly gid?: number;
+}
+
+/** How it ended. */
+export interface CliResult {
+  readonly status: number | null;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+/** Runs `pgjot` to its end. */
+export async function runCli(args: readonly string[], options: CliOptions): Promise<CliResult> {
+  return finished(startCli(args, options), options.input);
+}
+
+/** Runs a line of shell, as somebody would paste it, to its end. */
+export async function runShell(line: string, options: CliOptions): Promise<CliResult> {
+  return finished(spawn('/bin/sh', ['-c', line], spawnOptions(options)), options.input);
+}
+
+/** Starts `pgjot`; the caller ends it. */
+export function startCli(args: readonly string[], options: CliOptions): ChildProcess {
+  assertBuilt();
+  return spawn(process.execPath, [MAIN, ...args], spawnOptions(options));
+}
+
+/** Lets `npx pgjot` and `require('pg')` work in a folder as they do in the project's. */
+export function linkModules(folder: string): void {
+  symlinkSync(join(ROOT, 'node_modules'), join(folder, 'node_modules'));
+}
+
+/** Waits until the process has printed something that matches, and returns all that it printed until then. */
+export async function printed(child: ChildProcess, pattern: RegExp): Promise<string> {
+  let output = '';
+  const ended = new AbortController();
+  try {
+    return await new Promise<string>((resolve, reject) => {
+      const listen = (chunk: Buffer) => {
+        output += chunk.toString();
+        if (pattern.test(output)) resolve(output);
+      };
+      child.stdout?.on('data', listen);
+      child.stderr?.on('data', listen);
+      child.once('exit', () => reject(new Error(`ended without ${pattern}: ${output}`)));
+      delay(60_000, undefined, { signal: ended.signal }).then(
+        () => reject(new Error(`no ${pattern} within a minute: ${output}`)),
+        () => {},
+      );
+    });
+  } finally {
+    ended.abort();
+  }
+}
+
+/** The exit status of a process, or the signal that ended it. */
+export async function exitOf(child: ChildProcess): Promise<number | NodeJS.Signals | null> {
+  if (child.exitCode === null && child.signalCode === null) await once(child, 'exit');
+  return child.exitCode ?? child.signalCode;
+}
+
+/** Command lines of all running processes that mention any of these texts. */
+export function processesWith(texts: readonly string[]): string[] {
+  const all = execFileSync('ps', ['-A', '-o', 'args'], { encoding: 'utf8' }).split('\n');
+  return all.filter((line) => texts.some((text) => line.includes(text)));
+}
+
+/** Polls until the condition holds. */
+export async function eventually(condition: () => boolean | Promise<boolean>): Promise<void> {
+  const deadline = Date.now() + 15_000;
+  while (!(await condition())) {
+    if (Date.now() > deadline) throw new Error(`not within 15 s: ${condition}`);
+    await delay(25);
+  }
+}
+
+function spawnOptions({ cwd, env, uid, gid }: CliOptions) {
+  // PG* of whoever runs the tests would lead the clients elsewhere.
+  const inherited = Object.entries(process.env).filter(([name]) => !name.startsWith('PG'));
+  return {
+    cwd,
+    env: { ...Object.fromEntries(inherited), ...env },
+    ...(uid !== undefined && { uid }),
+    ...(gid !== undefined && { gid }),
+  };
+}
+
+async function finished(child: ChildProcess, input = ''): Promise<CliResult> {
+  const out: Buffer[] = [];
+  const err: Buffer[] = [];
+  child.stdout?.on('data', (chunk: Buffer) => out.push(chunk));
+  child.stderr?.on('data', (chunk: Buffer) => err.push(chunk));
+  // A command that fails early does not read its input.
+  child.stdin?.on('error', () => {});
+  child.stdin?.end(input);
+  await once(child, 'close');
+  return {
+    status: child.exitCode,
+    stdout: Buffer.concat(out).toString(),
+    stderr: Buffer.concat(err).toString(),
+  };
+}
+
+let checked = false;
+
+/** `npm test` builds first; vitest alone would test yesterday's build. */
+function assertBuilt(): void {
+  if (checked) return;
+  const sources = readdirSync(join(ROOT, 'src'), { recursive: true, encoding: 'utf8' });
+  const newest = Math.max(
+    ...sources
+      .filter((file) => /\.(ts|sql)$/.test(file))
+      .map((file) => statSync(join(ROOT, 'src', file)).mtimeMs),
+  );
+  // The last thing that a build writes, whatever had changed.
+  const built = statSync(join(ROOT, 'dist', 'session-sql', 'portable.sql'), {
+    throwIfNoEntry: false,
+  });
+  if (built === undefined || built.mtimeMs < newest) {
+    throw new Error('dist is older than src: npm run build');
+  }
+  checked = true;
+}
