@@ -107,14 +107,15 @@ export class KeySet {
    */
   async find(kid: string | undefined, alg: string): Promise<FoundKey> {
     const attempts = this.#attempts;
-    for (;;) {
+    // Twice at most: once for a refresh that is on its way already, once for one that this kid is the reason for.
+    for (let refreshes = 0; ; refreshes += 1) {
       const keys = await this.current();
       const key = keys.find(kid, alg);
+      if (key !== undefined || refreshes === 2) return { keys, key };
       // A refresh that began after this call did has nothing newer to offer when asked again.
-      const mayAskAgain =
-        this.#refreshing !== undefined ||
-        (key === undefined && attempts === this.#attempts && this.#takeCooldown());
-      if (key !== undefined || !mayAskAgain) return { keys, key };
+      const mayWait =
+        this.#refreshing !== undefined || (attempts === this.#attempts && this.#takeCooldown());
+      if (!mayWait) return { keys, key };
       await this.#refresh();
     }
   }
@@ -277,8 +278,9 @@ class FileSource implements KeySource {
 function withInnerReason(error: TypeError): Error {
   const { cause } = error;
   if (!(cause instanceof Error)) return error;
+  // Where several addresses were tried, the message is empty and the code says it all.
   const { code } = cause as NodeJS.ErrnoException;
-  return new Error(code ?? cause.message, { cause });
+  return new Error(cause.message === '' ? code : cause.message, { cause });
 }
 
 /**

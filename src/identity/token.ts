@@ -30,6 +30,7 @@ const MAX_MEMBERS = 200;
 // keys are published needs one, so their mere presence is a refusal.
 const REFUSED_HEADER_MEMBERS = ['jku', 'x5u', 'x5c', 'jwk', 'crit', 'b64'];
 
+const UTF8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
 const BASE64URL = /^[A-Za-z0-9_-]+$/;
 const PRINTABLE_ASCII = /^[\x20-\x7e]{1,256}$/;
 // Explicit typing (RFC 8725 section 3.11): at+jwt is an access token; logout+jwt, dpop+jwt, secevent+jwt … are not.
@@ -124,7 +125,7 @@ function parseObject(bytes: Buffer, part: string): Claims {
   let text: string;
   let value: unknown;
   try {
-    text = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes);
+    text = UTF8.decode(bytes);
     value = JSON.parse(text);
   } catch {
     // The parser's own message quotes its input, so it goes no further.

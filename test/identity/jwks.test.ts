@@ -169,6 +169,35 @@ describe('D1 unknown kids and outages', () => {
     expect(await rig.knows()).toBe(true);
     expect(rig.issuer.fetches).toBe(2);
   });
+
+  test('a new key is found although the refresh that is going on began before it was published', async () => {
+    await using rig = await startRig();
+    const old = rig.issuer.jwks;
+    await rig.knows();
+    // The answer on its way is the old one, and the new key is there before it has arrived.
+    rig.issuer.breakDown({ kind: 'body', body: JSON.stringify(old) });
+    rig.clock.ms += 300_000;
+    await rig.keySet.current();
+    await rig.issuer.fetched(2);
+    rig.issuer.breakDown(undefined);
+    rig.issuer.rotate();
+
+    const found = await Promise.all([rig.knows(), rig.knows(), rig.knows()]);
+
+    expect(found).toEqual([true, true, true]);
+    expect(rig.issuer.fetches).toBe(3);
+  });
+
+  test('an unknown kid does not go round in circles where keys are stale on arrival', async () => {
+    await using rig = await startRig({ freshMs: 1_000, cooldownMs: 1_000 });
+    const hurry = setInterval(() => (rig.clock.ms += 5_000), 1);
+
+    const found = await rig.knows('nobody');
+
+    clearInterval(hurry);
+    expect(found).toBe(false);
+    expect(rig.issuer.fetches).toBeLessThanOrEqual(4);
+  });
 });
 
 describe('D2, D3, D7 answers that are no keys', () => {
