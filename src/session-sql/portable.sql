@@ -178,11 +178,20 @@ CREATE UNLOGGED TABLE IF NOT EXISTS pgjot.lease (
   control_start int8 NOT NULL
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 200);
 
+-- A tripwire. Who has the privileges of a role may run DROP OWNED BY it, and that drops every policy that
+-- names the role alone, whoever owns the table: any client of authenticated could delete all policies TO
+-- authenticated. But DROP OWNED also revokes, and REVOKE fails hard on a table on which the one who runs it
+-- has no table-level privilege. So section 5 grants each group a *column* of this table, and the whole
+-- command fails: "permission denied for table drop_owned_guard".
+CREATE TABLE IF NOT EXISTS pgjot.drop_owned_guard (
+  wire bool
+);
+
 
 -- 3. What the control connection calls ----------------------------------------------------------------------
 
--- Live client backends: all of them, or the one with this pid. A parallel worker is none.
--- Start times of backends that are neither slots nor control are NULL here, hence equal to nothing.
+-- Live backends: all of them, or the one with this pid. A parallel worker is none, though it has a login role.
+-- Of a backend that is neither a slot's nor control's, all but the roles is NULL here, hence equal to nothing.
 CREATE OR REPLACE FUNCTION pgjot.backends(p_pid int4)
 RETURNS TABLE (pid int4, started int8, login oid, database oid, client_addr inet, client_port int4)
 LANGUAGE sql STABLE
@@ -190,7 +199,7 @@ BEGIN ATOMIC
   SELECT a.pid, (extract(epoch FROM a.backend_start) * 1000000)::int8, a.usesysid, a.datid,
          a.client_addr, CASE WHEN a.client_addr IS NOT NULL THEN a.client_port END  -- -1 on a Unix socket
     FROM pg_stat_get_activity(p_pid) a
-   WHERE a.backend_type = 'client backend';
+   WHERE a.backend_type IS DISTINCT FROM 'parallel worker';
 END;
 
 -- The second lock on the door: an administrator who grants bind() to the wrong role, or to PUBLIC, has not
@@ -422,6 +431,7 @@ DECLARE
   readers constant text := 'pgjot.claims(), pgjot.user_id(), pgjot.uid(), pgjot.session(), pgjot.jwt(), pgjot.version()';
   admin   constant name := current_setting('pgjot_install.admin');
   g       record;
+  guarded name;
 BEGIN
   FOR g IN
     SELECT coalesce(w.role, o.role) AS role, w.role IS NOT NULL AS wanted
@@ -433,9 +443,14 @@ BEGIN
     IF g.wanted THEN
       EXECUTE format('GRANT USAGE ON SCHEMA pgjot TO %I', g.role);
       EXECUTE format('GRANT EXECUTE ON FUNCTION pgjot.hello(), %s TO %I', readers, g.role);
+      -- The group itself, and every role whose privileges it inherits.
+      FOR guarded IN SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_' AND pg_has_role(g.role, oid, 'USAGE') LOOP
+        EXECUTE format('GRANT SELECT (wire) ON pgjot.drop_owned_guard TO %I', guarded);
+      END LOOP;
     ELSE
       EXECUTE format('REVOKE ALL ON ALL FUNCTIONS IN SCHEMA pgjot FROM %I', g.role);
       EXECUTE format('REVOKE ALL ON SCHEMA pgjot FROM %I', g.role);
+      EXECUTE format('REVOKE ALL (wire) ON pgjot.drop_owned_guard FROM %I', g.role);
     END IF;
   END LOOP;
   -- Whoever writes policies must be allowed to name the readers, and to pass that on.

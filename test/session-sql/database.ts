@@ -19,6 +19,7 @@ const EXPIRES_IN_MS = 3_600_000;
 export class Database implements AsyncDisposable {
   readonly server;
   readonly #clients = new Set<pg.Client>();
+  #watcher: Promise<pg.Client> | undefined;
 
   private constructor(server: Awaited<ReturnType<typeof startTestPostgres>>) {
     this.server = server;
@@ -78,8 +79,17 @@ export class Database implements AsyncDisposable {
 
   /** Ends a client and waits until the server has ended its backend too. */
   async end(client: pg.Client): Promise<void> {
+    const { processID } = client as pg.Client & { readonly processID: number };
     this.#clients.delete(client);
     await client.end();
+    this.#watcher ??= this.superuser('postgres');
+    const watcher = await this.#watcher;
+    await until(
+      async () =>
+        (await value(watcher, 'SELECT count(*) FROM pg_stat_activity WHERE pid = $1', [
+          processID,
+        ])) === '0',
+    );
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
