@@ -159,7 +159,8 @@ function differenceFor(name: string): Difference | undefined {
 }
 
 function speaksAlike(name: string): boolean {
-  return differenceFor(name) === undefined && !OTHER_WORDS.some(({ cases }) => cases.test(name));
+  const { sameWords } = differenceFor(name) ?? { sameWords: true };
+  return sameWords === true && !OTHER_WORDS.some(({ cases }) => cases.test(name));
 }
 
 function messages({ replies }: Observation): string[] {

@@ -193,7 +193,11 @@ function describeReply(reply: Reply): string[] {
       return [`garbage ${reply.hex}`];
     case 'tls':
       return [reply.alpn === false ? 'tls' : `tls ${reply.alpn}`];
-    default:
+    case 'asks password':
+    case 'error of protocol 2':
+    case 'logs in':
+    case 'no tls':
+    case 'tls alert':
       return [reply.kind];
   }
 }
