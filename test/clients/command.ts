@@ -5,6 +5,9 @@
  */
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { onTestFinished } from 'vitest';
 import type { Stack } from './todos.ts';
@@ -124,4 +127,11 @@ export async function printed(child: ChildProcess, pattern: RegExp): Promise<str
     stdout.on('data', onData);
     child.once('close', onClose);
   });
+}
+
+/** Makes a folder that the end of the test removes. */
+export function temporaryFolder(): string {
+  const folder = mkdtempSync(join(tmpdir(), 'pgjot-clients-'));
+  onTestFinished(() => rmSync(folder, { recursive: true }));
+  return folder;
 }

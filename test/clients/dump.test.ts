@@ -3,12 +3,18 @@
  *
  * pg_dump refuses a server that is newer than itself, so the database is the newest that it accepts.
  */
-import { mkdtemp, readFile, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { beforeAll, describe, expect, it, onTestFinished } from 'vitest';
+import { beforeAll, describe, expect, it } from 'vitest';
 import { postgresVersions } from '../support/postgres.ts';
-import { type Outcome, lacksCommands, run, signedIn, versionOf } from './command.ts';
+import {
+  type Outcome,
+  lacksCommands,
+  run,
+  signedIn,
+  temporaryFolder,
+  versionOf,
+} from './command.ts';
 import { asSuperuser, useStack } from './todos.ts';
 
 const version = newestFor(versionOf('pg_dump'));
@@ -25,10 +31,9 @@ describe.skipIf(skipped)('pg_dump', () => {
   });
 
   it("writes the signed-in user's rows and nobody else's", async () => {
-    const { code, stdout, stderr } = await client(
-      'pg_dump',
-      ...['--table=public.todos', '--data-only', '--inserts', '--enable-row-security'],
-    );
+    const options = ['--table=public.todos', '--data-only', '--inserts', '--enable-row-security'];
+
+    const { code, stdout, stderr } = await client('pg_dump', ...options);
 
     expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
     const owners = [...stdout.matchAll(/INSERT INTO public.todos VALUES \(\d+, '(\w+)'/g)];
@@ -53,20 +58,15 @@ describe.skipIf(skipped)('pg_dump', () => {
     expect(await psql(objects(schema))).toEqual({ code: 0, stdout: '', stderr: '' });
     const before = await psql(contents(schema));
     const parallel = format === 'directory' ? [`--jobs=${jobs}`] : [];
-    const folder = await mkdtemp(join(tmpdir(), 'pgjot-dump-'));
-    onTestFinished(() => rm(folder, { recursive: true }));
+    const folder = temporaryFolder();
     const archive = join(folder, 'archive');
 
-    const dumped = await client(
-      'pg_dump',
-      ...[`--schema=${schema}`, `--format=${format}`, `--file=${archive}`, ...parallel],
-    );
+    const target = [`--schema=${schema}`, `--format=${format}`, `--file=${archive}`];
+    const dumped = await client('pg_dump', ...target, ...parallel);
     expect(dumped).toEqual({ code: 0, stdout: '', stderr: '' });
     expect((await psql(`drop schema ${schema} cascade`)).code).toBe(0);
-    const restored = await client(
-      'pg_restore',
-      ...['--dbname=app', '--exit-on-error', ...parallel, archive],
-    );
+    const source = ['--dbname=app', '--exit-on-error', archive];
+    const restored = await client('pg_restore', ...parallel, ...source);
 
     expect(restored).toEqual({ code: 0, stdout: '', stderr: '' });
     const after = await psql(contents(schema));
@@ -78,8 +78,7 @@ describe.skipIf(skipped)('pg_dump', () => {
     await asSuperuser(stack(), 'create schema notes_plain authorization authenticated');
     await psql(objects('notes_plain'));
     const before = await psql(contents('notes_plain'));
-    const folder = await mkdtemp(join(tmpdir(), 'pgjot-dump-'));
-    onTestFinished(() => rm(folder, { recursive: true }));
+    const folder = temporaryFolder();
     const script = join(folder, 'script.sql');
 
     const dumped = await client('pg_dump', '--schema=notes_plain', '--clean', `--file=${script}`);

@@ -38,7 +38,7 @@ describe.skipIf(lacks('Knex', 'knex', 'pg'))('Knex', () => {
 
   it('signs in with what a connection function answers', async () => {
     const { default: createKnex } = await import('knex');
-    const { host, port, database, token } = stack();
+    const { host, port, database } = stack();
     const db = createKnex({
       client: 'pg',
       connection: async () => ({
@@ -46,7 +46,7 @@ describe.skipIf(lacks('Knex', 'knex', 'pg'))('Knex', () => {
         port,
         database,
         user: 'authenticated',
-        password: await token('bob'),
+        password: await stack().token('bob'),
       }),
     });
     onTestFinished(() => db.destroy());

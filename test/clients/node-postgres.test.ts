@@ -5,8 +5,10 @@ import { describe, expect, it, onTestFinished } from 'vitest';
 import { codeOf, describeTodos, rejection, settingsFor, useStack } from './todos.ts';
 
 describe('node-postgres', () => {
+  const load = async () => (await import('./apps/node-postgres.ts')).nodePostgres;
   const stack = useStack();
-  describeTodos(async () => (await import('./apps/node-postgres.ts')).nodePostgres, stack);
+  describeTodos(load, stack);
+  describe('over TLS', () => describeTodos(load, useStack({ tls: true })));
 
   const connect = async (sub: string): Promise<pg.Client> => {
     const client = new pg.Client(settingsFor(stack(), sub));
@@ -16,8 +18,8 @@ describe('node-postgres', () => {
   };
 
   it('signs in with the token in a connection string', async () => {
-    const { host, port, database, token } = stack();
-    const url = `postgres://authenticated:${await token('alice')}@${host}:${port}/${database}`;
+    const { host, port, database } = stack();
+    const url = `postgres://authenticated:${await stack().token('alice')}@${host}:${port}/${database}`;
     const client = new pg.Client(url);
     onTestFinished(() => client.end());
 

@@ -8,8 +8,10 @@ import { describe, expect, it, onTestFinished, vi } from 'vitest';
 import { asSuperuser, codeOf, describeTodos, rejection, settingsFor, useStack } from './todos.ts';
 
 describe('postgres.js', () => {
+  const load = async () => (await import('./apps/postgres-js.ts')).postgresJs;
   const stack = useStack();
-  describeTodos(async () => (await import('./apps/postgres-js.ts')).postgresJs, stack);
+  describeTodos(load, stack);
+  describe('over TLS', () => describeTodos(load, useStack({ tls: true })));
 
   const open = async (sub: string): Promise<postgres.Sql> => {
     const { createSql } = await import('./apps/postgres-js.ts');
@@ -63,12 +65,12 @@ describe('postgres.js', () => {
   it('hears notifications on a connection of its own', async () => {
     const sql = await open('alice');
     const heard = new EventEmitter();
-    const payload = once(heard, 'news');
-    await sql.listen('news', (text) => heard.emit('news', text));
+    const news = once(heard, 'news');
+    await sql.listen('news', (payload) => heard.emit('news', payload));
 
     await sql.notify('news', 'from postgres.js');
 
-    expect(await payload).toEqual(['from postgres.js']);
+    expect(await news).toEqual(['from postgres.js']);
   });
 
   it('cancels a running query and goes on', async () => {

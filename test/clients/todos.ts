@@ -27,6 +27,8 @@ export interface Settings {
   readonly database: string;
   readonly user: string;
   readonly password: () => Promise<string>;
+  /** Only where the proxy asks for TLS: the authority that signed its certificate. */
+  readonly ssl?: { readonly ca: string };
   /** The most connections that its pool may hold. */
   readonly max: number;
 }
@@ -84,9 +86,17 @@ export function lacks(suite: string, ...packages: readonly string[]): boolean {
 
 /** The settings with which `sub` signs in to `stack`. */
 export function settingsFor(stack: Stack, sub: string, changes: Partial<Settings> = {}): Settings {
-  const { host, port, database } = stack;
-  const password = () => stack.token(sub);
-  return { host, port, database, user: 'authenticated', password, max: 2, ...changes };
+  const { host, port, database, authority, config } = stack;
+  return {
+    host,
+    port,
+    database,
+    user: 'authenticated',
+    password: () => stack.token(sub),
+    max: 2,
+    ...(config.listen?.tls?.mode === 'require' && { ssl: { ca: authority.ca } }),
+    ...changes,
+  };
 }
 
 /** The same token with the end of its signature overwritten: well formed, and signed by nobody. */

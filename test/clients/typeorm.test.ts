@@ -19,7 +19,7 @@ describe.skipIf(lacks('TypeORM', 'typeorm', 'pg'))('TypeORM', () => {
     const source = await open('alice');
     const builder = source.createQueryBuilder().select('todo.userId', 'owner').from('Todo', 'todo');
 
-    const mine = await builder.where('todo.done in (:...done)', { done: [true, false] });
+    const mine = builder.where('todo.done in (:...done)', { done: [true, false] });
 
     expect(await mine.getRawMany()).toEqual([1, 2, 3].map(() => ({ owner: 'alice' })));
     expect(await builder.where('todo.userId = :owner', { owner: 'bob' }).getRawMany()).toEqual([]);

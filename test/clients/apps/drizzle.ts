@@ -24,7 +24,7 @@ export type Database = PgDatabase<PgQueryResultHKT, typeof schema>;
 /** An open database, and how to close its pool. */
 export interface OpenDatabase {
   readonly db: Database;
-  close(): Promise<void>;
+  readonly close: () => Promise<void>;
 }
 
 /** Drizzle over node-postgres's pool. */

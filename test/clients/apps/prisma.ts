@@ -1,6 +1,6 @@
 /** The to-do application on Prisma: the generated client over its node-postgres adapter. */
 import { PrismaPg } from '@prisma/adapter-pg';
-import { Prisma, PrismaClient, type Todo as Row } from '../generated/client.ts';
+import { type Prisma, PrismaClient, type Todo as Row } from '../generated/client.ts';
 import { fields, type Library, type Settings, type Todo, type Todos } from '../todos.ts';
 
 /** A client as an application makes one: the adapter's pool takes a function as its password. */
