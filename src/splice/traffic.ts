@@ -24,8 +24,12 @@ export class Traffic {
   #unanswered = 0;
   /** Of those, Syncs that the client sent last: should the backend begin COPY IN, it reads and ignores them. */
   #trailingSyncs = 0;
-  /** From CopyInResponse until the upstream says how the COPY ended. */
+  /** From CopyInResponse until the ReadyForQuery that every COPY ends in. */
   #copyingIn = false;
+  /** Whether CopyDone or CopyFail was sent, perhaps before CopyInResponse came: what follows is read after the COPY. */
+  #copyEndSent = false;
+  /** The trailing Syncs as they were then. */
+  #syncsBeforeCopyEnd = 0;
   /** Extended-protocol messages since the last Sync: the backend may say nothing until one comes. */
   #unsynced = false;
   #terminated = false;
@@ -71,16 +75,21 @@ export class Traffic {
     switch (type) {
       case FRONTEND.Query:
       case FRONTEND.FunctionCall:
+        this.#onRequest();
         this.#unanswered++;
         this.#trailingSyncs = 0;
         break;
       case FRONTEND.Sync:
+        this.#unsynced = false;
+        // In the middle of a COPY IN it is ignored; only one behind the end of the COPY is answered.
+        if (this.#copyingIn && !this.#copyEndSent) break;
         this.#unanswered++;
         this.#trailingSyncs++;
-        this.#unsynced = false;
         break;
       case FRONTEND.CopyDone:
       case FRONTEND.CopyFail:
+        this.#copyEndSent = true;
+        this.#syncsBeforeCopyEnd = this.#trailingSyncs;
         this.#trailingSyncs = 0;
         break;
       case FRONTEND.Terminate:
@@ -91,31 +100,42 @@ export class Traffic {
       case FRONTEND.Describe:
       case FRONTEND.Execute:
       case FRONTEND.Close:
-      case FRONTEND.Flush:
+        this.#onRequest();
         this.#unsynced = true;
         break;
       default:
-      // CopyData, and whatever PostgreSQL itself will refuse.
+      // CopyData, Flush, and whatever PostgreSQL itself will refuse.
     }
+  }
+
+  #onRequest(): void {
+    // A CopyDone may also come too late, when the COPY had failed; it says nothing of the next one.
+    if (this.#unanswered === 0 && !this.#copyingIn) this.#copyEndSent = false;
   }
 
   #onUpstreamFrame(type: number): void {
     this.#lastUpstreamType = type;
-    if (type === BACKEND.CopyInResponse) {
-      this.#copyingIn = true;
-      // In the extended protocol the client must send another Sync after CopyDone.
-      if (this.#trailingSyncs > 0) this.#unsynced = true;
+    if (type !== BACKEND.CopyInResponse) return;
+    this.#copyingIn = true;
+    if (this.#copyEndSent) {
+      this.#unanswered -= this.#syncsBeforeCopyEnd;
+      this.#syncsBeforeCopyEnd = 0;
+    } else {
       this.#unanswered -= this.#trailingSyncs;
       this.#trailingSyncs = 0;
-    } else if (type === BACKEND.CommandComplete || type === BACKEND.ErrorResponse) {
-      this.#copyingIn = false;
     }
   }
 
   #onStatus(status: number): void {
     this.#status = String.fromCharCode(status) as TransactionStatus;
     if (this.#unanswered > 0) this.#unanswered--;
+    if (this.#copyingIn) this.#copyEndSent = false;
+    this.#copyingIn = false;
     this.#trailingSyncs = Math.min(this.#trailingSyncs, this.#unanswered);
+    this.#syncsBeforeCopyEnd = Math.min(
+      this.#syncsBeforeCopyEnd,
+      this.#unanswered - this.#trailingSyncs,
+    );
     this.onReadyForQuery?.();
   }
 }

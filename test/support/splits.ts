@@ -35,6 +35,6 @@ export const pieceSizes: fc.Arbitrary<number[]> = fc.array(
 );
 
 /** Any bytes at all. */
-export function bytes(maxLength: number): fc.Arbitrary<Buffer> {
+export function anyBytes(maxLength: number): fc.Arbitrary<Buffer> {
   return fc.uint8Array({ maxLength }).map((array) => Buffer.from(array));
 }

@@ -16,7 +16,7 @@ import {
 } from '../../src/wire/frame.ts';
 import { EndOfStream } from '../../src/wire/read.ts';
 import { capture, saidBy } from '../support/capture.ts';
-import { byteByByte, bytes, everySplit, inPieces, pieceSizes } from '../support/splits.ts';
+import { byteByByte, anyBytes, everySplit, inPieces, pieceSizes } from '../support/splits.ts';
 
 const never = new AbortController().signal;
 const MAX = 65_536;
@@ -68,7 +68,7 @@ describe('readFrame', () => {
 
   test('gives back what encodeFrame wrote', async () => {
     const type = fc.integer({ min: 0x21, max: 0x7e }).map((code) => String.fromCharCode(code));
-    const message = fc.tuple(type, bytes(300));
+    const message = fc.tuple(type, anyBytes(300));
     await fc.assert(
       fc.asyncProperty(fc.array(message, { maxLength: 8 }), pieceSizes, async (messages, sizes) => {
         const written = Buffer.concat(messages.map(([name, body]) => encodeFrame(name, body)));
@@ -103,7 +103,7 @@ describe('readFrame', () => {
 
   test('throws only its two errors on random bytes, and holds no more than the limit', async () => {
     await fc.assert(
-      fc.asyncProperty(bytes(400), pieceSizes, async (given, sizes) => {
+      fc.asyncProperty(anyBytes(400), pieceSizes, async (given, sizes) => {
         const { frames, end } = await framesOf(inPieces(given, sizes), 64);
 
         expect(end instanceof EndOfStream || end instanceof InvalidFrameLength).toBe(true);
@@ -136,7 +136,7 @@ describe('strings', () => {
   });
 
   test('are read back as written', () => {
-    const text = fc.string({ unit: 'binary' }).map((given) => given.replaceAll('\0', ''));
+    const text = fc.string({ unit: 'grapheme' }).map((given) => given.replaceAll('\0', ''));
     fc.assert(
       fc.property(text, text, (first, second) => {
         const body = Buffer.concat([encodeString(first), encodeString(second)]);
@@ -144,18 +144,14 @@ describe('strings', () => {
         const one = decodeString(body, 0);
         const two = decodeString(body, one?.next ?? -1);
 
-        expect([one?.text, two?.text, two?.next]).toEqual([
-          first.toWellFormed(),
-          second.toWellFormed(),
-          body.length,
-        ]);
+        expect([one?.text, two?.text, two?.next]).toEqual([first, second, body.length]);
       }),
     );
   });
 
   test('end within the body or not at all', () => {
     fc.assert(
-      fc.property(bytes(50), fc.nat(60), (body, start) => {
+      fc.property(anyBytes(50), fc.nat(60), (body, start) => {
         const string = decodeString(body, start);
 
         if (string === undefined) expect(body.subarray(start).includes(0)).toBe(false);

@@ -20,7 +20,7 @@ function sentBy(name: string): Buffer[] {
 
 describe('messages of ours', () => {
   test('are those that psql sends', () => {
-    const [, , first, final, query, terminate] = sentBy('psql') as Buffer[];
+    const [, , first, final, query, terminate] = sentBy('psql');
     const response = String(first?.subarray(5 + 'SCRAM-SHA-256\0'.length + 4));
 
     expect(encodeSASLInitialResponse('SCRAM-SHA-256', response)).toEqual(first);
