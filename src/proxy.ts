@@ -68,7 +68,9 @@ export function createProxy(
   const pools = new Map(
     Object.entries(config.upstreams).map(([id, upstream]) => [
       id,
-      createPool(upstream, `upstreams.${id}`),
+      createPool(upstream, `upstreams.${id}`, (slot, error) => {
+        logger.error({ event: 'slot_quarantined', upstream: id, slot, ...explain(error) });
+      }),
     ]),
   );
   const house: Surroundings = {

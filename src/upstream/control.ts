@@ -33,6 +33,8 @@ export interface Control {
   bind(backend: Backend, claims: object, expiresAt: number): Promise<void>;
   /** Takes the claims off a backend; resolves with whether the backend still lives. */
   unbind(backend: Backend): Promise<boolean>;
+  /** Whether a slot's role has settings of its own, which hold for whoever logs in with it next. */
+  hasSettings(slot: string): Promise<boolean>;
   /** Removes what dead backends left behind. */
   sweep(): Promise<void>;
   close(): Promise<void>;
@@ -109,6 +111,10 @@ export function createControl(upstream: UpstreamConfig, path: string, onLoss: ()
       const result = await query(UNBIND, [pid, start]);
       return (result.rows[0] as { alive: boolean }).alive;
     },
+    async hasSettings(slot) {
+      const result = await query(HAS_SETTINGS, [slot]);
+      return (result.rows[0] as { found: boolean }).found;
+    },
     async sweep() {
       // Only for housekeeping: it must not be the reason to connect.
       if (current !== undefined) await query(SWEEP, []);
@@ -128,6 +134,12 @@ const GIVE_BACK = {
 };
 const BIND = { name: 'pgjot_bind', text: 'select pgjot.bind($1, $2, $3, $4)' };
 const UNBIND = { name: 'pgjot_unbind', text: 'select pgjot.unbind($1, $2) as alive' };
+const HAS_SETTINGS = {
+  name: 'pgjot_has_settings',
+  text:
+    'select exists (select from pg_catalog.pg_db_role_setting s join pg_catalog.pg_roles r' +
+    ' on r.oid operator(pg_catalog.=) s.setrole where r.rolname operator(pg_catalog.=) $1::pg_catalog.name) as found',
+};
 const SWEEP = { name: 'pgjot_sweep', text: 'select pgjot.sweep()' };
 
 /** What an answer of the server to us, not to the client, means for the client that waits. */

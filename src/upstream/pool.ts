@@ -51,11 +51,20 @@ export interface Pool {
 
 const HOUSEKEEPING_MS = 10_000;
 const TERMINATE_TIMEOUT_MS = 2_000;
-const MAX_SLOTS_TRIED = 3;
+const QUARANTINE_MS = 60_000;
+// A login that was given up half-way is over by then.
+const IN_USE_MS = 500;
 const RETRY_MS = [50, 100, 200, 400, 500] as const;
 
-/** A pool for one upstream; `path` is where it stands in the configuration. Connects when first needed. */
-export function createPool(upstream: UpstreamConfig, path: string): Pool {
+/**
+ * A pool for one upstream; `path` is where it stands in the configuration. Connects when first needed.
+ * `onQuarantine` is told of each slot that a user has spoilt: an administrator has to mend it.
+ */
+export function createPool(
+  upstream: UpstreamConfig,
+  path: string,
+  onQuarantine: (slot: string, error: ProxyError) => void = () => {},
+): Pool {
   const secret = readSecret(upstream.secret, `${path}.secret`);
   const control = createControl(upstream, path, () => {
     for (const slots of slotsByRole.values()) slots.forget();
@@ -79,6 +88,7 @@ export function createPool(upstream: UpstreamConfig, path: string): Pool {
       { user: slot, password: derivePassword(secret, slot), role, parameters },
       signal,
     );
+  const door = { open, control, patienceMs: upstream.acquireTimeoutMs, onQuarantine };
 
   return {
     async acquire(identity, parameters, signal) {
@@ -87,7 +97,7 @@ export function createPool(upstream: UpstreamConfig, path: string): Pool {
       const { slot, connection, backend } = await withRetries(
         upstream.connectTimeoutMs,
         signal,
-        () => enter(slots, identity.role, parameters, open, signal),
+        () => enter(slots, identity.role, parameters, door, signal),
       );
       const { greeting, processId, secretKey } = connection;
       const cancelTarget = { upstream, processId, secretKey };
@@ -130,50 +140,82 @@ interface Entered {
   readonly backend: Backend;
 }
 
+/** What `enter` needs beside the slots. */
+interface Door {
+  readonly open: Opener;
+  readonly control: Control;
+  /** How long to go from slot to slot, in ms. */
+  readonly patienceMs: number;
+  readonly onQuarantine: (slot: string, error: ProxyError) => void;
+}
+
 /** Logs in with a slot that is fit for it. One that its last user spoilt is put aside and the next one tried. */
 async function enter(
   slots: Slots,
   role: string,
   parameters: ReadonlyMap<string, string>,
-  open: Opener,
+  door: Door,
   signal: AbortSignal,
 ): Promise<Entered> {
-  let spoilt: unknown;
-  for (let tried = 0; tried < MAX_SLOTS_TRIED; tried++) {
-    const slot = await slots.acquire(signal);
+  const deadline = performance.now() + door.patienceMs;
+  let refusal: ProxyError | undefined;
+  for (;;) {
+    const slot = await slots.acquire(signal).catch((error: unknown) => {
+      throw ProxyError.is(error, 'pool_timeout') ? (refusal ?? error) : error;
+    });
     let connection: UpstreamConnection | undefined;
     try {
-      connection = await open(slot.name, role, parameters, signal);
+      connection = await door.open(slot.name, role, parameters, signal);
       const backend = await hello(connection, signal);
       if (!backend.dirty) return { slot, connection, backend };
-      spoilt = new ProxyError('upstream_login_rejected', {
-        cause: new Error(
-          `the user of slot ${slot.name} has changed its settings: run pgjot setup to mend it`,
-        ),
-      });
+      refusal = settingsChanged(slot.name);
     } catch (error) {
-      if (!isAboutSlot(error)) {
-        connection?.stream.destroy();
-        slot.release();
-        throw error;
-      }
-      spoilt = error;
+      refusal = ProxyError.from(error);
     }
-    connection?.stream.destroy();
-    slot.quarantine();
+    // Its backend is left before the slot is: whoever had it next would be refused by CONNECTION LIMIT 1.
+    if (connection !== undefined) await terminate(connection.stream);
+    const fault = await faultOf(slot.name, refusal, door.control);
+    if (fault === 'spoilt') {
+      slot.quarantine(QUARANTINE_MS);
+      door.onQuarantine(slot.name, refusal);
+    } else if (fault === 'in use') {
+      slot.quarantine(IN_USE_MS);
+    } else {
+      slot.release();
+      throw refusal;
+    }
+    if (performance.now() > deadline) throw refusal;
   }
-  throw spoilt;
 }
 
-/** Whether another slot may fare better: this one's password was changed, or somebody is logged in with it. */
-function isAboutSlot(error: unknown): boolean {
-  if (ProxyError.is(error, 'upstream_login_rejected')) return true;
+/**
+ * Why a login with this slot failed: its last user changed its password or settings (attack E11), somebody is
+ * logged in with it, or (`undefined`) something that another slot would not mend.
+ *
+ * Settings are asked for rather than guessed from the error: one that makes every login fail, such as
+ * local_preload_libraries, fails with an SQLSTATE of its own choice, while a client whose own
+ * statement_timeout is too short for us must not make slot after slot unusable.
+ */
+async function faultOf(
+  slot: string,
+  error: ProxyError,
+  control: Control,
+): Promise<'spoilt' | 'in use' | undefined> {
+  if (error.code === 'upstream_login_rejected') return 'spoilt';
   // 53300 is also "sorry, too many clients already"; only the routine that checks a role's own CONNECTION LIMIT is about the slot.
-  return (
-    ProxyError.is(error, 'upstream_rejected') &&
-    error.cause instanceof UpstreamError &&
-    error.cause.routine === 'InitializeSessionUserId'
-  );
+  if (error.cause instanceof UpstreamError && error.cause.routine === 'InitializeSessionUserId')
+    return 'in use';
+  const fromServer = ['upstream_rejected', 'upstream_lost', 'upstream_protocol'];
+  if (!fromServer.includes(error.code)) return undefined;
+  return (await control.hasSettings(slot).catch(() => false)) ? 'spoilt' : undefined;
+}
+
+function settingsChanged(slot: string): ProxyError {
+  return new ProxyError('upstream_login_rejected', {
+    cause: new Error(
+      `the user of slot ${slot} has changed its settings: run pgjot setup to mend it`,
+    ),
+  });
 }
 
 /** Tries again for a while when the server is not there or not ready yet, as during a restart. */

@@ -7,7 +7,7 @@
  *              lease                acquire               release (its backend is gone)
  *   database ─────────▶ free ─────────────────▶ busy ─────────────────▶ free
  *                                                 │ quarantine (its user changed it)
- *                                                 └──────────────────────▶ quarantined ──(a minute)──▶ free
+ *                                                 └──────────────────────▶ quarantined ──(a while)──▶ free
  */
 import { ProxyError } from '../errors.ts';
 
@@ -38,15 +38,14 @@ export interface Slot {
   readonly name: string;
   /** Its backend is gone, so another session may have it. */
   release(): void;
-  /** Its user left it changed (password, settings), so nobody may have it for a while. */
-  quarantine(): void;
+  /** It is no good at present (its user changed its password or settings), so nobody may have it for so long. */
+  quarantine(ms: number): void;
 }
 
 const LEASE_BATCH = 4;
 // What one proxy keeps for itself: enough that steady traffic needs no lease, few enough to leave the others some.
 const KEEP_FREE = 16;
 const RETRY_LEASE_MS = 100;
-const QUARANTINE_MS = 60_000;
 
 interface Waiter {
   readonly resolve: (slot: Slot) => void;
@@ -78,7 +77,7 @@ export function createSlots(role: string, source: SlotSource, acquireTimeoutMs: 
     return {
       name,
       release: () => end(() => (free.length < KEEP_FREE ? free.push(name) : giveBack([name]))),
-      quarantine: () => end(() => quarantined.set(name, Date.now() + QUARANTINE_MS)),
+      quarantine: (ms) => end(() => quarantined.set(name, Date.now() + ms)),
     };
   };
 
