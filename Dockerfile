@@ -9,11 +9,12 @@ FROM node:24-bookworm-slim AS build
 WORKDIR /build
 COPY package.json package-lock.json ./
 # Scripts stay off: `prepare` would compile what has not been copied yet.
-RUN npm ci --ignore-scripts --omit=optional
+RUN npm ci --ignore-scripts
 COPY tsconfig.json tsconfig.build.json proxy.config.schema.json ./
 COPY scripts scripts
 COPY src src
-RUN npm run build && npm prune --ignore-scripts --omit=dev --omit=optional
+# Afresh rather than pruned: a prune leaves the folders of what it removes.
+RUN npm run build && npm ci --ignore-scripts --omit=dev --omit=optional
 
 FROM node:24-bookworm-slim
 ENV NODE_ENV=production
