@@ -8,7 +8,7 @@ import { createServer } from 'node:net';
 import { join, relative } from 'node:path';
 import { Command, InvalidArgumentError } from 'commander';
 import { Client } from 'pg';
-import { pino } from 'pino';
+import { pino, stdTimeFunctions } from 'pino';
 import { parseConfig, type ConfigInput } from '../config.ts';
 import { createProxy } from '../proxy.ts';
 import { install, installDemo } from '../session-sql/install.ts';
@@ -167,7 +167,8 @@ function configFor(server: PostgresServer, issuer: RunningIssuer, port: number):
 function openProxy(state: State, input: ConfigInput) {
   const config = parseConfig(input, state.folder);
   const log = createWriteStream(state.proxyLog, { mode: 0o600 });
-  const proxy = createProxy(config, { logger: pino({ level: config.log.level }, log) });
+  const format = { level: config.log.level, base: null, timestamp: stdTimeFunctions.isoTime };
+  const proxy = createProxy(config, { logger: pino(format, log) });
   return {
     start: () => proxy.start(),
     async close() {

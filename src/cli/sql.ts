@@ -5,7 +5,7 @@
  */
 import { readFile } from 'node:fs/promises';
 import { text } from 'node:stream/consumers';
-import { rootCertificates } from 'node:tls';
+import { rootCertificates, type ConnectionOptions } from 'node:tls';
 import { Command } from 'commander';
 import { Client, DatabaseError, type ClientConfig, type QueryConfig, type QueryResult } from 'pg';
 import { clientTlsMode, loadConfig, type Config } from '../config.ts';
@@ -18,6 +18,7 @@ interface SqlOptions {
   readonly sub?: string;
   readonly tokenFile?: string;
   readonly config?: string;
+  readonly caFile?: string;
   readonly role?: string;
   readonly database?: string;
   readonly json?: true;
@@ -31,6 +32,7 @@ export function sqlCommand(): Command {
     .option('--sub <subject>', 'as this subject, with a fresh token of the development issuer')
     .option('--token-file <file>', 'with the token in this file; "-" reads standard input')
     .option('--config <file>', 'the proxy is that of this configuration (default: of "pgjot dev")')
+    .option('--ca-file <file>', "the authority of the proxy's certificate (PEM)")
     .option('--role <role>', 'the PostgreSQL role to ask for (default: the first configured)')
     .option('--database <name>', 'the database to ask for (default: the first configured)')
     .option('--json', 'print the rows as JSON, one array for each statement that returns rows')
@@ -100,14 +102,14 @@ async function target(config: Config, options: SqlOptions): Promise<ClientConfig
     port,
     user: options.role ?? provider?.roles[0] ?? '',
     database: options.database ?? config.routes?.[0]?.database ?? upstream?.database ?? '',
-    ssl: clientTlsMode(config) === 'require' && (await pinned(tls.certFile ?? '')),
+    ssl: clientTlsMode(config) === 'require' && (await trust(options.caFile ?? tls.certFile ?? '')),
   };
 }
 
-/** Trusts the very certificate that the configuration gives the proxy, whatever host names it is for: we dial an address. */
-async function pinned(certFile: string) {
+/** Trusts this file beside the well-known authorities; not for a host name, because we dial the address that the proxy listens on. */
+async function trust(file: string): Promise<ConnectionOptions> {
   return {
-    ca: [...rootCertificates, await readFile(certFile, 'utf8')],
+    ca: [...rootCertificates, await readFile(file, 'utf8')],
     checkServerIdentity: () => undefined,
   };
 }
@@ -116,7 +118,7 @@ async function pinned(certFile: string) {
 function describe(error: Error, otherwise: 'unavailable' | 'failure'): CommandError {
   if (!(error instanceof DatabaseError)) {
     const reason = error instanceof AggregateError ? String(error.errors[0]) : error.message;
-    const advice = otherwise === 'unavailable' ? ' (is the proxy running?)' : '';
+    const advice = reason.includes('ECONNREFUSED') ? ' (is the proxy running?)' : '';
     return new CommandError(otherwise, `${reason}${advice}`, { cause: error });
   }
   const { severity, code, message, detail, hint } = error;

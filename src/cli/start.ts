@@ -5,6 +5,7 @@
  */
 import { Command } from 'commander';
 import { loadConfig } from '../config.ts';
+import { createLogger } from '../log.ts';
 import { createProxy } from '../proxy.ts';
 import { CommandError } from './failure.ts';
 import { stopRequests } from './signals.ts';
@@ -19,10 +20,13 @@ export function startCommand(): Command {
     .option('--config <file>', 'the configuration', CONFIG_FILE)
     .action(async ({ config }: { config: string }) => {
       using stop = stopRequests(['SIGTERM', 'SIGINT']);
-      const proxy = createProxy(loadConfig(config));
+      const settings = loadConfig(config);
+      const logger = createLogger(settings.log);
+      const proxy = createProxy(settings, { logger });
       try {
-        await listening(proxy);
+        logger.info({ event: 'listening', ...(await listening(proxy)) });
         await stop.first;
+        logger.info({ event: 'draining' });
         await Promise.race([proxy.drain(), stop.second]);
       } finally {
         await proxy.close();

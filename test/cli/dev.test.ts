@@ -249,7 +249,7 @@ async function startDev(args: readonly string[] = ['--port', '0']): Promise<Dev>
 
 /** From the command line of the server itself, since as root the folder is not where one would look. */
 function dataDirOf(port: number): string {
-  const [line] = processesWith([`port=${port}`]).filter((one) => one.includes('postgres -D'));
+  const line = processesWith([`port=${port}`]).find((one) => one.includes('postgres -D'));
   return /postgres -D (\S+)/.exec(line ?? '')?.[1] ?? '';
 }
 

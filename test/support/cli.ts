@@ -41,7 +41,7 @@ export async function runShell(line: string, options: CliOptions): Promise<CliRe
 
 /** Starts `pgjot`; the caller ends it. */
 export function startCli(args: readonly string[], options: CliOptions): ChildProcess {
-  assertBuilt();
+  warnWhenStale();
   return spawn(process.execPath, [MAIN, ...args], spawnOptions(options));
 }
 
@@ -89,7 +89,7 @@ export function processesWith(texts: readonly string[]): string[] {
 export async function eventually(condition: () => boolean | Promise<boolean>): Promise<void> {
   const deadline = Date.now() + 15_000;
   while (!(await condition())) {
-    if (Date.now() > deadline) throw new Error(`not within 15 s: ${condition}`);
+    if (Date.now() > deadline) throw new Error(`not within 15 s: ${condition.toString()}`);
     await delay(25);
   }
 }
@@ -124,7 +124,7 @@ async function finished(child: ChildProcess, input = ''): Promise<CliResult> {
 let checked = false;
 
 /** `npm test` builds first; vitest alone would test yesterday's build. */
-function assertBuilt(): void {
+function warnWhenStale(): void {
   if (checked) return;
   const sources = readdirSync(join(ROOT, 'src'), { recursive: true, encoding: 'utf8' });
   const newest = Math.max(
@@ -136,8 +136,8 @@ function assertBuilt(): void {
   const built = statSync(join(ROOT, 'dist', 'session-sql', 'portable.sql'), {
     throwIfNoEntry: false,
   });
-  if (built === undefined || built.mtimeMs < newest) {
-    throw new Error('dist is older than src: npm run build');
+  if ((built?.mtimeMs ?? 0) < newest) {
+    console.warn('dist is older than src, so this tests an old build: npm run build');
   }
   checked = true;
 }

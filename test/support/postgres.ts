@@ -34,6 +34,11 @@ export function olderPostgres(): number | undefined {
   return postgresVersions().slice(1).at(-1);
 }
 
+/** The folder of `initdb` and `postgres` of a version. */
+export function binariesOf(version: TestPostgresOptions['version']): string {
+  return templateFor(version).binaries;
+}
+
 /** Starts a server on a free port. The caller must `stop()` it, which removes its data as well. */
 export async function startTestPostgres(
   options: TestPostgresOptions = {},

@@ -55,40 +55,39 @@ export async function canEnter(account: Account | undefined, folder: string): Pr
 }
 
 /**
- * Folders for temporary files that the account can enter, best first. There may be none.
+ * Folders of the account's own, mode 700, each made when it is asked for, best first.
  *
- * $TMPDIR itself is often private to root, so the well-known ones follow.
+ * `purpose` and the hash of `key` make the name, so that the same files are found again.
  */
-async function temporaryFolders(account: Account | undefined): Promise<string[]> {
-  const folders = [...new Set([tmpdir(), '/tmp', '/var/tmp'])];
-  const reachable = await Promise.all(folders.map((folder) => canEnter(account, folder)));
-  return folders.filter((_, index) => reachable[index]);
-}
-
-/**
- * Folders of the account's own, mode 700, under each temporary folder; made on first use, best first.
- *
- * `purpose` and the hash of `key` (a path) make the name, so that one project finds its folder again.
- *
- * @throws {CommandError} when no temporary folder can be used.
- */
-export async function privateFolders(
+export async function* privateFolders(
   account: Account | undefined,
   purpose: string,
   key: string,
-): Promise<string[]> {
+): AsyncGenerator<string> {
   const hash = createHash('sha256').update(key).digest('hex').slice(0, 12);
-  const owner = account?.uid ?? process.getuid?.() ?? 0;
-  const found: string[] = [];
-  const refused: string[] = [];
-  for (const parent of await temporaryFolders(account)) {
-    const folder = join(parent, `pgjot-${owner}-${purpose}-${hash}`);
-    if (await claim(folder, account)) found.push(folder);
-    else refused.push(folder);
+  const name = `pgjot-${account?.uid ?? process.getuid?.() ?? 0}-${purpose}-${hash}`;
+  // $TMPDIR itself is often private to root, so the well-known ones follow.
+  for (const parent of new Set([tmpdir(), '/tmp', '/var/tmp'])) {
+    const folder = join(parent, name);
+    if ((await canEnter(account, parent)) && (await claim(folder, account))) yield folder;
   }
-  if (found.length > 0) return found;
-  const why = refused.length > 0 ? `${refused.join(', ')} belongs to somebody else` : 'none exists';
-  throw new CommandError('unavailable', `no temporary folder for PostgreSQL's files: ${why}`);
+}
+
+/**
+ * The best private folder.
+ *
+ * @throws {CommandError} when there is none to be had.
+ */
+export async function privateFolder(
+  account: Account | undefined,
+  purpose: string,
+  key: string,
+): Promise<string> {
+  for await (const folder of privateFolders(account, purpose, key)) return folder;
+  throw new CommandError(
+    'unavailable',
+    `no temporary folder for PostgreSQL's files: set TMPDIR to one that it may enter`,
+  );
 }
 
 /** Makes the folder ours, or finds that it is. A folder that another user made first is never used: they could read or replace our files. */

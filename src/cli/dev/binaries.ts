@@ -63,15 +63,16 @@ export async function runnableBinaries(
   // Only the package's: a distribution's own PostgreSQL is not ours to copy. Every project that has this
   // release shares the copy.
   const release = await packageRelease(root);
-  const copies = release === undefined ? [] : await privateFolders(account, 'postgres', release);
   let problem: unknown;
-  for (const parent of copies) {
-    try {
-      const copy = join(await copyTree(root, parent, account), 'bin');
-      return { folder: copy, major: await majorVersion(copy, account) };
-    } catch (error) {
-      // A temporary folder may be full, or mounted noexec; the next may do.
-      problem = error;
+  if (release !== undefined) {
+    for await (const parent of privateFolders(account, 'postgres', release)) {
+      try {
+        const copy = join(await copyTree(root, parent, account), 'bin');
+        return { folder: copy, major: await majorVersion(copy, account) };
+      } catch (error) {
+        // A temporary folder may be full, or mounted noexec; the next may do.
+        problem = error;
+      }
     }
   }
   const reason = problem instanceof Error ? `: ${lastLine(problem.message)}` : '';

@@ -10,7 +10,7 @@ import { basename, dirname, join, resolve } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { CommandError } from '../failure.ts';
-import { canEnter, privateFolders, type Account } from './account.ts';
+import { canEnter, privateFolder, type Account } from './account.ts';
 import type { Binaries } from './binaries.ts';
 
 const run = promisify(execFile);
@@ -56,7 +56,7 @@ export async function prepareCluster(
   const inPlace = await canEnter(account, dirname(asked));
   const dataDir = inPlace
     ? asked
-    : join((await privateFolders(account, 'data', asked))[0] ?? '', basename(asked));
+    : join(await privateFolder(account, 'data', asked), basename(asked));
   await waitUntilUnused(dataDir);
   if (options.reset === true) {
     await rm(dataDir, { recursive: true, force: true });

@@ -75,8 +75,8 @@ const SETTINGS: Readonly<Record<string, string>> = {
   listen_addresses: HOST,
   // No socket files: their directory may be unwritable, and their path longer than 107 bytes.
   unix_socket_directories: '',
+  // What is committed outlives the server's crash, though not the machine's.
   fsync: 'off',
-  synchronous_commit: 'off',
   full_page_writes: 'off',
   // The start waits for a line of the log, in English.
   lc_messages: 'C',

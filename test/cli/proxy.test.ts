@@ -1,0 +1,411 @@
+import { type ChildProcess } from 'node:child_process';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { createServer, type AddressInfo, type Server } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { Client } from 'pg';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import type { ConfigInput } from '../../src/config.ts';
+import { createAuthority } from '../support/certificate.ts';
+import { exitOf, printed, runCli, startCli, type CliOptions } from '../support/cli.ts';
+import { startIssuer, type Issuer } from '../support/issuer.ts';
+import { createDatabase, startTestPostgres } from '../support/postgres.ts';
+
+const SECRET = 'a-secret-for-tests-of-at-least-32-characters';
+
+let postgres: Awaited<ReturnType<typeof startTestPostgres>>;
+let issuer: Issuer;
+let database: string;
+
+beforeAll(async () => {
+  postgres = await startTestPostgres();
+  issuer = await startIssuer();
+  database = await createDatabase(postgres);
+});
+
+afterAll(async () => {
+  await issuer.close();
+  await postgres.stop();
+});
+
+let folder: string;
+let options: CliOptions;
+let started: ChildProcess[] = [];
+
+beforeEach(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'pgjot-cli-'));
+  options = {
+    cwd: folder,
+    env: {
+      PGJOT_MAIN_SECRET: SECRET,
+      PGJOT_ADMIN_URL: postgres.superuserUrl.replace(/postgres$/, database),
+    },
+  };
+});
+
+afterEach(async () => {
+  for (const child of started) {
+    child.kill('SIGKILL');
+    await exitOf(child);
+  }
+  started = [];
+  await rm(folder, { recursive: true, force: true });
+});
+
+describe('pgjot setup, check, start and sql, in that order', () => {
+  it('take a bare database to a login by token', async () => {
+    await writeConfig();
+    const before = await runCli(['check', '--online'], options);
+    const setup = await runCli(['setup', 'main'], options);
+    const again = await runCli(['setup', 'main'], options);
+    const after = await runCli(['check', '--online'], options);
+    const { port } = await startProxy();
+    await writeConfig({ listen: { port } });
+    const who = await sqlAs('alice', 'select auth.user_id(), current_user');
+
+    expect(before.status).toBe(69);
+    expect(before.stderr).toMatch(
+      /^upstreams\.main: .*"pgjot setup main" installs what is missing\n$/,
+    );
+    expect(setup).toEqual({
+      status: 0,
+      stdout: `role "authenticated" with 4 slots is ready in database "${database}"\n`,
+      stderr: '',
+    });
+    expect(again).toEqual(setup);
+    expect(after).toEqual({ status: 0, stdout: 'proxy.config.json is fine\n', stderr: '' });
+    expect(who).toEqual({
+      status: 0,
+      stdout: [
+        ' user_id | current_user',
+        '---------+---------------',
+        ' alice   | authenticated',
+        '(1 row)\n',
+      ].join('\n'),
+      stderr: '',
+    });
+  }, 60_000);
+
+  it('go through TLS, and to no proxy whose certificate another authority signed', async () => {
+    const authority = createAuthority();
+    const { cert, key } = authority.issue(['proxy.test']);
+    await writeFile(join(folder, 'server.crt'), cert);
+    await writeFile(join(folder, 'server.key'), key);
+    await writeFile(join(folder, 'ca.crt'), authority.ca);
+    await writeFile(join(folder, 'other.crt'), createAuthority().ca);
+    const tls = { mode: 'require' as const, certFile: 'server.crt', keyFile: 'server.key' };
+    await writeConfig({ listen: { port: 0, tls } });
+    await runCli(['setup', 'main'], options);
+    const { port } = await startProxy();
+    await writeConfig({ listen: { port, tls } });
+
+    const trusted = await sqlAs('alice', 'select 1', ['--ca-file', 'ca.crt']);
+    const others = [
+      await sqlAs('alice', 'select 1', ['--ca-file', 'other.crt']),
+      await sqlAs('alice', 'select 1'),
+    ];
+
+    expect(trusted).toMatchObject({ status: 0, stderr: '' });
+    for (const { status, stderr } of others) {
+      expect(status).toBe(69);
+      expect(stderr).toMatch(/^pgjot: unable to verify [^\n]*\n$/);
+    }
+  }, 60_000);
+});
+
+describe('pgjot setup --dry-run', () => {
+  it('prints a script that holds neither secret nor password, and changes nothing', async () => {
+    const bare = await createDatabase(postgres);
+    await writeConfig({ upstreams: { main: { ...mainUpstream(), database: bare } } });
+
+    const { status, stdout } = await runCli(['setup', 'main', '--dry-run'], options);
+
+    const admin = new Client({ ...postgres.superuser, database: bare });
+    await admin.connect();
+    const schemas = await admin.query("select from pg_namespace where nspname = 'pgjot'");
+    await admin.query(stdout);
+    const installed = await admin.query("select from pg_namespace where nspname = 'pgjot'");
+    await admin.end();
+    expect(status).toBe(0);
+    expect(stdout).not.toContain(SECRET);
+    expect(schemas.rowCount).toBe(0);
+    expect(installed.rowCount).toBe(1);
+  }, 60_000);
+});
+
+describe('pgjot setup', () => {
+  it.each([
+    [
+      'an upstream that is not configured',
+      ['nope'],
+      {},
+      64,
+      /"nope" is not an upstream of .*: main/,
+    ],
+    ['no administrator', ['main'], { PGJOT_ADMIN_URL: '' }, 64, /set PGJOT_ADMIN_URL/],
+    [
+      'an address that is none',
+      ['main'],
+      { PGJOT_ADMIN_URL: 'postgres://me:s3cret@[' },
+      64,
+      /PGJOT_ADMIN_URL is not a connection URL/,
+    ],
+    [
+      'another database',
+      ['main'],
+      { PGJOT_ADMIN_URL: 'postgres://me:s3cret@127.0.0.1/other' },
+      64,
+      /PGJOT_ADMIN_URL leads to database "other", the upstream's is "/,
+    ],
+    ['no secret', ['main'], { PGJOT_MAIN_SECRET: '' }, 78, /upstreams\.main\.secret: .*is not set/],
+  ])('refuses %s, in one line', async (_, args, env, status, message) => {
+    await writeConfig();
+
+    const result = await runCli(['setup', ...args], {
+      ...options,
+      env: { ...options.env, ...env },
+    });
+
+    expect(result.status).toBe(status);
+    expect(result.stderr).toMatch(/^pgjot: [^\n]*\n$/);
+    expect(result.stderr).toMatch(message);
+    expect(result.stderr).not.toContain('s3cret');
+  });
+
+  it('says when the database does not answer, without the password', async () => {
+    await writeConfig();
+    const url = `postgres://me:s3cret@127.0.0.1:${await closedPort()}/${database}`;
+
+    const result = await runCli(['setup', 'main'], {
+      ...options,
+      env: { ...options.env, PGJOT_ADMIN_URL: url },
+    });
+
+    expect(result.status).toBe(69);
+    expect(result.stderr).toMatch(/^pgjot: cannot connect with PGJOT_ADMIN_URL: [^\n]*\n$/);
+    expect(result.stderr).not.toContain('s3cret');
+  });
+
+  it('says what PostgreSQL refused, and that nothing was changed', async () => {
+    await writeConfig();
+    const admin = new Client({ ...postgres.superuser, database });
+    await admin.connect();
+    await admin.query("create role nobody_much login password 'weak-for-a-test'");
+    await admin.end();
+    const url = `postgres://nobody_much:weak-for-a-test@127.0.0.1:${postgres.port}/${database}`;
+
+    const result = await runCli(['setup', 'main'], {
+      ...options,
+      env: { ...options.env, PGJOT_ADMIN_URL: url },
+    });
+
+    expect(result.status).toBe(1);
+    expect(result.stderr).toMatch(/^pgjot: nothing was changed: ERROR 42501: [^\n]*\n$/);
+  });
+});
+
+describe('pgjot check', () => {
+  it('lists every problem with its path and exits with 78', async () => {
+    await writeFile(
+      join(folder, 'proxy.config.json'),
+      JSON.stringify({ listen: { port: 'x' }, providers: {}, upstreams: {}, colour: 'red' }),
+    );
+
+    const { status, stdout, stderr } = await runCli(['check'], options);
+
+    expect(status).toBe(78);
+    expect(stdout).toBe('');
+    expect(
+      stderr
+        .trimEnd()
+        .split('\n')
+        .map((line) => line.split(':')[0]),
+    ).toEqual(['listen.port', 'providers', 'upstreams', 'colour']);
+  });
+
+  it('finds secrets, certificates and keys that cannot be used', async () => {
+    const { cert } = createAuthority().issue();
+    const { key } = createAuthority().issue();
+    await writeFile(join(folder, 'a.crt'), cert);
+    await writeFile(join(folder, 'b.key'), key);
+    await writeConfig({
+      listen: { tls: { certFile: 'a.crt', keyFile: 'b.key' } },
+      upstreams: {
+        main: { ...mainUpstream(), secret: { env: 'NOT_SET' }, tls: { caFile: 'none.crt' } },
+      },
+    });
+
+    const { status, stdout } = await runCli(['check', '--json'], options);
+
+    const { problems } = JSON.parse(stdout) as { problems: { path: string; message: string }[] };
+    expect(status).toBe(78);
+    expect(problems.map(({ path }) => path).toSorted()).toEqual([
+      'listen.tls',
+      'upstreams.main.secret',
+      'upstreams.main.tls',
+    ]);
+  });
+
+  it('accepts the example at the root of the project, given its secret', async () => {
+    const file = new URL('../../proxy.config.json', import.meta.url).pathname;
+
+    const good = await runCli(['check', '--config', file], options);
+    const without = await runCli(['check', '--config', file], { cwd: folder });
+
+    expect(good).toEqual({ status: 0, stdout: `${file} is fine\n`, stderr: '' });
+    expect(without).toEqual({
+      status: 78,
+      stdout: '',
+      stderr: 'upstreams.main.secret: environment variable PGJOT_MAIN_SECRET is not set or empty\n',
+    });
+  });
+
+  it('says online which issuer and which upstream do not answer, and exits with 69', async () => {
+    const port = await closedPort();
+    await writeConfig({
+      providers: {
+        own: issuer.provider({
+          roles: ['authenticated'],
+          jwksUri: `http://127.0.0.1:${port}/jwks.json`,
+        }),
+      },
+      upstreams: { main: { ...mainUpstream(), port } },
+    });
+
+    const { status, stderr } = await runCli(['check', '--online'], options);
+
+    expect(status).toBe(69);
+    expect(stderr.split('\n').map((line) => line.split(':')[0])).toEqual([
+      'providers.own.jwksUri',
+      'upstreams.main',
+      '',
+    ]);
+  });
+});
+
+describe('pgjot start', () => {
+  it('says that the port is taken, in one line, and exits with 1', async () => {
+    const other = createServer();
+    const port = await listeningPort(other);
+    await writeConfig({ listen: { port } });
+
+    const result = await runCli(['start'], options);
+
+    other.close();
+    expect(result.status).toBe(1);
+    expect(result.stderr).toBe(`pgjot: port ${port} on 127.0.0.1 is taken\n`);
+  });
+
+  it('starts nothing on a bad configuration, and exits with 78', async () => {
+    await writeConfig({ limits: { maxClients: 0 } });
+
+    const result = await runCli(['start'], options);
+
+    expect(result).toMatchObject({ status: 78, stdout: '' });
+    expect(result.stderr).toMatch(/^pgjot: limits\.maxClients: [^\n]*\n$/);
+  });
+
+  it.each(['SIGTERM', 'SIGINT'] as const)(
+    'lets a session finish after %s',
+    async (signal) => {
+      await writeConfig();
+      await runCli(['setup', 'main'], options);
+      const { child, port } = await startProxy();
+      const client = await login(port);
+      await client.query('begin');
+
+      child.kill(signal);
+      await refused(port);
+      const { rows } = await client.query('select 1 as one');
+      const ended = new Promise((resolve) => client.once('end', resolve));
+      await client.query('commit');
+      await ended;
+
+      expect(rows).toEqual([{ one: 1 }]);
+      expect(await exitOf(child)).toBe(0);
+    },
+    60_000,
+  );
+
+  it('ends every session at once after a second signal', async () => {
+    await writeConfig();
+    await runCli(['setup', 'main'], options);
+    const { child, port } = await startProxy();
+    const client = await login(port);
+    const sleeping = client.query('select pg_sleep(60)').catch((error: Error) => error);
+
+    child.kill('SIGTERM');
+    await refused(port);
+    child.kill('SIGTERM');
+
+    expect(await exitOf(child)).toBe(0);
+    expect(await sleeping).toMatchObject({ code: '57P01' });
+  }, 60_000);
+});
+
+type Settings = Partial<ConfigInput>;
+
+function mainUpstream(): ConfigInput['upstreams'][string] {
+  return {
+    host: '127.0.0.1',
+    port: postgres.port,
+    database,
+    secret: { env: 'PGJOT_MAIN_SECRET' },
+    roles: { authenticated: { slots: 4 } },
+  };
+}
+
+async function writeConfig(settings: Settings = {}): Promise<void> {
+  const config = {
+    listen: { port: 0 },
+    providers: { own: issuer.provider({ roles: ['authenticated'] }) },
+    upstreams: { main: mainUpstream() },
+    ...settings,
+  };
+  await writeFile(join(folder, 'proxy.config.json'), JSON.stringify(config));
+}
+
+function sqlAs(sub: string, sql: string, more: readonly string[] = []) {
+  const args = ['--config', 'proxy.config.json', '--token-file', '-', ...more, sql];
+  return runCli(['sql', ...args], { ...options, input: issuer.mint({ sub }) });
+}
+
+/** Starts the proxy, and learns from its log where it listens. */
+async function startProxy(): Promise<{ child: ChildProcess; port: number }> {
+  const child = startCli(['start'], options);
+  started.push(child);
+  const output = await printed(child, /"port":(\d+)/);
+  return { child, port: Number(/"port":(\d+)/.exec(output)?.[1]) };
+}
+
+async function login(port: number): Promise<Client> {
+  const client = new Client({
+    host: '127.0.0.1',
+    port,
+    user: 'authenticated',
+    database,
+    password: issuer.mint({ sub: 'alice' }),
+  });
+  client.on('error', () => {});
+  await client.connect();
+  return client;
+}
+
+/** Waits until a new client is turned away. */
+async function refused(port: number): Promise<void> {
+  await expect
+    .poll(() => login(port).catch((error: { code: string }) => error.code))
+    .toMatch(/^(57P03|ECONNREFUSED)$/);
+}
+
+async function listeningPort(server: Server): Promise<number> {
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  return (server.address() as AddressInfo).port;
+}
+
+async function closedPort(): Promise<number> {
+  const server = createServer();
+  const port = await listeningPort(server);
+  await new Promise((resolve) => server.close(resolve));
+  return port;
+}
