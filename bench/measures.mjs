@@ -62,7 +62,12 @@ export const MEASURES = [
  * @param {Target} target
  */
 export async function rehearse(scene, target) {
-  await psql(scene, target, ['-c', 'select count(*) from pgbench_branches']);
+  try {
+    await psql(scene, target, ['-c', 'select count(*) from pgbench_branches']);
+  } catch (error) {
+    const log = target.proxy?.output() ?? '';
+    throw new Error(`${target.column} does not work: ${String(error)}\n${log}`, { cause: error });
+  }
 }
 
 /**
@@ -115,7 +120,7 @@ async function latency(scene, target) {
     const lines = readdirSync(folder).flatMap((name) =>
       readFileSync(join(folder, name), 'latin1').trimEnd().split('\n'),
     );
-    const sorted = Float64Array.from(lines, (line) => Number(line.split(' ')[2])).sort();
+    const sorted = Float64Array.from(lines, (line) => Number(line.split(' ')[2])).toSorted();
     const at = (/** @type {number} */ share) => sorted[Math.floor(sorted.length * share)] ?? NaN;
     return { quietUs: at(0.1), medianUs: at(0.5) };
   } finally {

@@ -43,7 +43,7 @@ export function findClients() {
   const versions = existsSync(debian) ? readdirSync(debian) : [];
   const folders = [
     ...(process.env['PG_BIN'] === undefined ? [] : [process.env['PG_BIN']]),
-    ...versions.sort((a, b) => Number(b) - Number(a)).map((name) => join(debian, name, 'bin')),
+    ...versions.toSorted((a, b) => Number(b) - Number(a)).map((name) => join(debian, name, 'bin')),
     ...(process.env['PATH'] ?? '').split(delimiter),
   ];
   const found = folders.find((folder) =>

@@ -192,10 +192,11 @@ function judge({ against, atLeast, atMost }, ratio) {
  * @returns {Spread | undefined}
  */
 function spread(values) {
-  const sorted = values.filter(Number.isFinite).sort((a, b) => a - b);
+  const sorted = values.filter(Number.isFinite).toSorted((a, b) => a - b);
   const [low, high] = [sorted[(sorted.length - 1) >> 1], sorted[sorted.length >> 1]];
   const [min, max] = [sorted[0], sorted.at(-1)];
-  if (low === undefined || high === undefined || min === undefined || max === undefined) return;
+  if (low === undefined || high === undefined || min === undefined || max === undefined)
+    return undefined;
   return { median: (low + high) / 2, min, max };
 }
 

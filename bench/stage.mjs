@@ -108,8 +108,9 @@ export async function openStage() {
         return { pid: child.pid ?? 0, output, running };
       } catch (error) {
         const over = failure !== undefined || !running() || Date.now() > deadline;
-        if (over)
-          throw new Error(`${file} did not start: ${output()}`, { cause: failure ?? error });
+        if (over) {
+          throw new Error(`${file} did not start: ${failure ?? output()}`, { cause: error });
+        }
         await delay(50);
       }
     }
@@ -128,7 +129,7 @@ export async function openStage() {
   /** Ends everything, the latest first, and removes the folder. Harmless to repeat. */
   async function close() {
     closed = true;
-    for (const child of [...started].reverse()) {
+    for (const child of [...started].toReversed()) {
       const gone = once(child, 'exit');
       child.kill('SIGTERM');
       const timer = setTimeout(() => child.kill('SIGKILL'), STOP_DEADLINE_MS);
