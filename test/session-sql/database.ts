@@ -92,6 +92,14 @@ export class Database implements AsyncDisposable {
     );
   }
 
+  /** Ends everybody who is logged in as a slot, so that the next test finds them free. */
+  async endSlots(): Promise<void> {
+    for (const client of this.#clients) {
+      const { user } = client as pg.Client & { readonly user: string };
+      if (/^pgjot_.*_\d+$/.test(user)) await this.end(client);
+    }
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     await Promise.all([...this.#clients].map((client) => client.end().catch(() => undefined)));
     await this.server.stop();

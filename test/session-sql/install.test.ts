@@ -1,5 +1,5 @@
 /** The installer: as an ordinary administrator and as superuser, again and again, and in bad neighbourhoods. */
-import pg from 'pg';
+import type pg from 'pg';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { derivePassword } from '../../src/session-sql/credentials.ts';
 import { install, installDemo, planInstall } from '../../src/session-sql/install.ts';
