@@ -3,11 +3,11 @@ import { mkdtemp, rename, rm, writeFile } from 'node:fs/promises';
 import { gzipSync } from 'node:zlib';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { describe, expect, test, vi } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import type { ConfigInput, JwksConfig } from '../../src/config.ts';
 import { KeySet } from '../../src/identity/jwks.ts';
 import { createIssuerKey, type Fault, type Issuer, startIssuer } from '../support/issuer.ts';
-import { configWith, reasonOf, refusalOf } from './rig.ts';
+import { configWith, eventually, reasonOf, refusalOf } from './rig.ts';
 
 interface Rig extends AsyncDisposable {
   readonly issuer: Issuer;
@@ -70,6 +70,13 @@ describe('D1 unknown kids and outages', () => {
     }
 
     expect(rig.issuer.fetches).toBe(2);
+  });
+
+  test('an unknown kid on a cold cache is one fetch: the keys are as new as they get', async () => {
+    await using rig = await startRig();
+
+    expect(await rig.knows('nobody')).toBe(false);
+    expect(rig.issuer.fetches).toBe(1);
   });
 
   test('one more fetch is allowed when the cooldown is over', async () => {
@@ -272,7 +279,7 @@ describe('D2, D3, D7 answers that are no keys', () => {
 
     rig.clock.ms += 300_000;
     expect(await rig.keySet.current()).toBe(good);
-    await vi.waitFor(() => expect(rig.problems).toHaveLength(1));
+    await eventually(() => expect(rig.problems).toHaveLength(1));
 
     expect(await rig.keySet.current()).toBe(good);
   });
@@ -368,7 +375,7 @@ test('D8 a known key serves an hour after its freshness ran out, and then no lon
 
   rig.clock.ms += 300_000 + 3_600_000 - 1;
   expect(await rig.knows()).toBe(true);
-  await vi.waitFor(() => expect(rig.problems).toHaveLength(1));
+  await eventually(() => expect(rig.problems).toHaveLength(1));
   rig.clock.ms += 1;
   expect((await refusalOf(rig.keySet.current())).code).toBe('keys_unavailable');
 
@@ -385,7 +392,7 @@ test('D8 a withdrawn key is gone after one refresh', async () => {
   rig.clock.ms += 300_000;
   expect(await rig.knows(kid)).toBe(true);
 
-  await vi.waitFor(async () => expect(await rig.knows(kid)).toBe(false));
+  await eventually(async () => expect(await rig.knows(kid)).toBe(false));
 });
 
 test('D10 providers with one and the same jwksUri keep their keys apart', async () => {

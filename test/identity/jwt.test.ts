@@ -3,7 +3,7 @@ import { describe, expect, test, vi } from 'vitest';
 import { createVerifier, type VerifierOptions } from '../../src/identity/jwt.ts';
 import type { ConfigInput } from '../../src/config.ts';
 import { type Issuer, type IssuerOptions, startIssuer } from '../support/issuer.ts';
-import { configWith, expectNoLeak, reasonOf, refusalOf, sentToClient } from './rig.ts';
+import { configWith, eventually, expectNoLeak, reasonOf, refusalOf, sentToClient } from './rig.ts';
 
 interface Rig extends AsyncDisposable {
   readonly issuer: Issuer;
@@ -204,7 +204,7 @@ describe('a token seen before', () => {
 
     rig.clock.monotonicMs += 300_000;
     await rig.verify(token);
-    await vi.waitFor(async () => {
+    await eventually(async () => {
       const error = await refusalOf(rig.verify(token));
       expect(reasonOf(error)).toMatch(/^no key with kid/);
     });
@@ -375,14 +375,16 @@ test('closing aborts the fetch in flight and leaves no socket and no timer', asy
   };
   // One timer is the test runner's own, for this test.
   expect(await settle(1)).toBe(1);
-  const rig = await startRig();
+  // Longer than the test may take: nothing but the close can end the fetch.
+  const rig = await startRig({ config: { jwks: { timeoutMs: 60_000 } } });
   rig.issuer.breakDown({ kind: 'hang' });
   const waiting = refusalOf(rig.verify(mintAt(rig)));
   await rig.issuer.fetched(1);
 
-  await rig[Symbol.asyncDispose]();
+  rig.close();
 
   expect((await waiting).code).toBe('keys_unavailable');
+  await rig[Symbol.asyncDispose]();
   expect(await settle(1)).toBe(1);
 });
 

@@ -1,6 +1,6 @@
 /** What the identity tests share: a small configuration, a refusal caught, and a look for leaks in it. */
 import { inspect } from 'node:util';
-import { expect } from 'vitest';
+import { expect, vi } from 'vitest';
 import { type Config, type ConfigInput, parseConfig } from '../../src/config.ts';
 import { ProxyError } from '../../src/errors.ts';
 
@@ -22,6 +22,11 @@ export async function refusalOf(promise: Promise<unknown>): Promise<ProxyError> 
   );
   expect(outcome).toBeInstanceOf(ProxyError);
   return outcome as ProxyError;
+}
+
+/** Tries `check` until it passes, for at most 10 s: the machine may be busy with other tests. */
+export async function eventually(check: () => unknown): Promise<void> {
+  await vi.waitFor(check, { timeout: 10_000, interval: 10 });
 }
 
 /** All that can reach the client of `error`. */
