@@ -63,6 +63,8 @@ export interface ProbeOptions {
 }
 
 const QUIET_MS = 300;
+// A step that waits for a reply is only written where one must come: on a busy machine it may take its time.
+const REPLY_MS = 8_000;
 
 /**
  * Plays `steps` to `target` and watches until it closes or is quiet.
@@ -140,15 +142,15 @@ class Wire {
     await new Promise(setImmediate);
   }
 
-  /** Resolves when the server has said something that no earlier `reply` waited for, has closed, or is quiet. */
+  /** Resolves when the server has said something that no earlier `reply` waited for, or has closed. */
   async reply(): Promise<void> {
-    if (this.#chunks.length === this.#seen && !this.closed) await this.#happens();
+    if (this.#chunks.length === this.#seen && !this.closed) await this.#happens(REPLY_MS);
     this.#seen = this.#chunks.length;
   }
 
   /** Resolves when the server has closed or is quiet. */
   async end(): Promise<Observation['end']> {
-    while (!this.closed && (await this.#happens()));
+    while (!this.closed && (await this.#happens(this.#quietMs)));
     return this.closed ? 'closes' : 'waits';
   }
 
@@ -158,9 +160,9 @@ class Wire {
     return this.socket;
   }
 
-  #happens(): Promise<boolean> {
+  #happens(withinMs: number): Promise<boolean> {
     return new Promise((resolve) => {
-      const timer = setTimeout(resolve, this.#quietMs, false);
+      const timer = setTimeout(resolve, withinMs, false);
       this.#wake = () => {
         clearTimeout(timer);
         resolve(true);
@@ -198,8 +200,9 @@ function describeReply(reply: Reply): string[] {
     case 'logs in':
     case 'no tls':
     case 'tls alert':
-      return [reply.kind];
+      break;
   }
+  return [reply.kind];
 }
 
 async function dial({ host, port }: Target): Promise<Socket> {
