@@ -64,7 +64,9 @@ export function createProxy(
   config: Config,
   { logger = createLogger(config.log) }: ProxyOptions = {},
 ): Proxy {
-  const verifier = createVerifier(config);
+  const verifier = createVerifier(config, {
+    onKeyProblem: (provider, problem) => logger.warn({ event: 'key_problem', provider, problem }),
+  });
   const pools = new Map(
     Object.entries(config.upstreams).map(([id, upstream]) => [
       id,
