@@ -25,6 +25,13 @@ SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL client_min_messages = warning;      -- not one NOTICE for each thing that exists already
 SELECT set_config('pgjot_install.admin', current_user, true);
 
+CREATE OR REPLACE FUNCTION pg_temp.wanted_slots()
+RETURNS TABLE (role name, slot name, number int4, verifier text)
+LANGUAGE sql STABLE AS $$
+  SELECT * FROM jsonb_to_recordset(current_setting('pgjot_install.slots')::jsonb)
+             AS x (role name, slot name, number int4, verifier text)
+$$;
+
 
 -- 1. Roles --------------------------------------------------------------------------------------------------
 --
@@ -38,14 +45,14 @@ SELECT set_config('pgjot_install.admin', current_user, true);
 --                      pg_stat_get_activity() hides the start time of their backends
 DO $roles$
 DECLARE
-  modern  constant bool := current_setting('server_version_num')::int4 >= 160000;
-  to_owner constant text := CASE WHEN modern THEN ' WITH INHERIT TRUE, SET FALSE' ELSE '' END;
-  wanted  record;
-  stray   record;
-  setting record;
+  version  constant int4 := current_setting('server_version_num');
+  to_owner constant text := CASE WHEN version >= 160000 THEN ' WITH INHERIT TRUE, SET FALSE' ELSE '' END;
+  wanted   record;
+  setting  record;
+  stray    regrole;
 BEGIN
   FOR wanted IN
-    SELECT DISTINCT role FROM jsonb_to_recordset(current_setting('pgjot_install.slots')::jsonb) AS x (role name)
+    SELECT DISTINCT role FROM pg_temp.wanted_slots()
   LOOP
     IF wanted.role ~ '^(pg|pgjot)_' OR wanted.role = 'public' THEN
       RAISE EXCEPTION 'pgjot: role "%" cannot be a group of slots', wanted.role USING ERRCODE = '42939';
@@ -72,8 +79,7 @@ BEGIN
 
   FOR wanted IN
     SELECT x.*, s.oid
-      FROM jsonb_to_recordset(current_setting('pgjot_install.slots')::jsonb)
-             AS x (role name, slot name, number int4, verifier text)
+      FROM pg_temp.wanted_slots() x
       LEFT JOIN pg_roles s ON s.rolname = x.slot
      ORDER BY x.role, x.number
   LOOP
@@ -102,20 +108,20 @@ BEGIN
     LOOP
       EXECUTE format('ALTER ROLE %I%s RESET ALL', wanted.slot, setting.scope);
     END LOOP;
-    -- … and, before PostgreSQL 16, grant itself away (every role was an administrator of itself).
-    IF NOT modern THEN
+    -- … and, before PostgreSQL 15, grant itself away (every role was an administrator of itself).
+    IF version < 150000 THEN
       FOR stray IN
-        SELECT m.member::regrole FROM pg_auth_members m
+        SELECT m.member FROM pg_auth_members m
          WHERE m.roleid = wanted.oid AND m.member <> 'pgjot_owner'::regrole
       LOOP
-        EXECUTE format('REVOKE %I FROM %s', wanted.slot, stray.member);
+        EXECUTE format('REVOKE %I FROM %s', wanted.slot, stray);
       END LOOP;
     END IF;
   END LOOP;
 
   -- Databases are often hardened by REVOKE CONNECT … FROM PUBLIC. Slots inherit their group's.
   FOR wanted IN
-    SELECT DISTINCT role FROM jsonb_to_recordset(current_setting('pgjot_install.slots')::jsonb) AS x (role name)
+    SELECT DISTINCT role FROM pg_temp.wanted_slots()
     UNION SELECT 'pgjot_control'
   LOOP
     IF NOT has_database_privilege(wanted.role, current_database(), 'CONNECT') THEN
@@ -352,7 +358,7 @@ $$;
 
 -- The backend about itself, before the client may speak. dirty: an earlier tenant has tampered with the login
 -- role, which PostgreSQL lets everybody do to the role they are: ALTER ROLE … SET (poisons later sessions) or,
--- before version 16, GRANT of the role to an accomplice (who could then watch and end later sessions).
+-- before version 15, GRANT of the role to an accomplice (who could then watch and end later sessions).
 --
 -- Not SECURITY DEFINER: under SET ROLE NONE it runs as the slot, who may see its own start time. As pgjot_owner,
 -- each new backend would first load the owner's memberships, one per slot: 3 ms more where there are 1,000.
@@ -362,7 +368,7 @@ LANGUAGE plpgsql STABLE SET role = none SET search_path = pg_catalog, pg_temp AS
 BEGIN
   SELECT a.pid, (extract(epoch FROM a.backend_start) * 1000000)::int8, session_user,
          EXISTS (SELECT FROM pg_db_role_setting s WHERE s.setrole = a.usesysid)
-         OR (current_setting('server_version_num')::int4 < 160000
+         OR (current_setting('server_version_num')::int4 < 150000
              AND ARRAY(SELECT m.member FROM pg_auth_members m WHERE m.roleid = a.usesysid)
                  <> ARRAY['pgjot_owner'::regrole::oid]),
          pg_is_in_recovery()
@@ -435,8 +441,7 @@ DECLARE
 BEGIN
   FOR g IN
     SELECT coalesce(w.role, o.role) AS role, w.role IS NOT NULL AS wanted
-      FROM (SELECT DISTINCT role
-              FROM jsonb_to_recordset(current_setting('pgjot_install.slots')::jsonb) AS x (role name)) w
+      FROM (SELECT DISTINCT role FROM pg_temp.wanted_slots()) w
       FULL JOIN pgjot.slot_group o ON o.role = w.role
       JOIN pg_roles r ON r.rolname = coalesce(w.role, o.role)
   LOOP
@@ -463,12 +468,11 @@ $grants$;
 -- 6. The list of slots, and farewell to those no longer wanted -----------------------------------------------
 
 INSERT INTO pgjot.slot_group (role)
-SELECT DISTINCT role FROM jsonb_to_recordset(current_setting('pgjot_install.slots')::jsonb) AS x (role name)
+SELECT DISTINCT role FROM pg_temp.wanted_slots()
 ON CONFLICT DO NOTHING;
 
 INSERT INTO pgjot.slot (slot, role, number)
-SELECT slot, role, number
-  FROM jsonb_to_recordset(current_setting('pgjot_install.slots')::jsonb) AS x (role name, slot name, number int4)
+SELECT slot, role, number FROM pg_temp.wanted_slots()
 ON CONFLICT DO NOTHING;
 
 DO $surplus$
@@ -481,7 +485,7 @@ DECLARE
        AND d.dbid NOT IN (0, (SELECT oid FROM pg_database WHERE datname = current_database())));
   surplus constant name[] := ARRAY(
     SELECT slot FROM pgjot.slot
-    EXCEPT SELECT slot FROM jsonb_to_recordset(current_setting('pgjot_install.slots')::jsonb) AS x (slot name));
+    EXCEPT SELECT slot FROM pg_temp.wanted_slots());
   gone name;
 BEGIN
   PERFORM set_config('role', current_setting('pgjot_install.admin'), true);
@@ -532,3 +536,4 @@ $verify$;
 
 SELECT set_config('role', current_setting('pgjot_install.admin'), true);
 REVOKE pgjot_owner FROM CURRENT_USER;
+DROP FUNCTION pg_temp.wanted_slots();

@@ -376,13 +376,13 @@ describe.each(postgresVersions())('a hostile client on PostgreSQL %i', (version)
     'GRANT pgjot_authenticated_1 TO pgjot_authenticated_2',
     'GRANT pgjot_authenticated_1 TO pgjot_authenticated_2 WITH ADMIN OPTION',
     'REVOKE pgjot_authenticated_1 FROM pgjot_owner',
-  ])('E11: before version 16, spoils its slot visibly by %s', async (statement) => {
+  ])('E11: before version 15, spoils its slot visibly by %s', async (statement) => {
     await mallory.query('SET ROLE NONE');
 
     const spoilt = await sqlstate(mallory, statement);
 
-    expect(spoilt).toBe(version >= 16 ? '42501' : '00000');
-    expect((await hello(mallory)).dirty).toBe(version < 16);
+    expect(spoilt).toBe(version >= 15 ? '42501' : '00000');
+    expect((await hello(mallory)).dirty).toBe(version < 15);
     await repair();
     expect((await hello(mallory)).dirty).toBe(false);
   });
