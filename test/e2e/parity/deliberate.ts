@@ -59,7 +59,7 @@ export const DELIBERATE: readonly Difference[] = [
     because: 'no replication connection, nor anything that might be meant as one (B5)',
   },
   {
-    cases: /^(a protocol option in capitals|_pq_ without a dot|user and USER)$/,
+    cases: /^(a protocol option in capitals|_pq_ without a dot|user and USER|USER in capitals)$/,
     pgjot: '42501, closes',
     because: 'a parameter that is not on the list is refused before the password, not after it',
   },
