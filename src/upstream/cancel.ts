@@ -44,6 +44,8 @@ interface Entry {
   readonly secretKey: Buffer;
   readonly target: CancelTarget;
   inFlight: Promise<void> | undefined;
+  /** The one that starts when that is done. */
+  queued: Promise<void> | undefined;
 }
 
 /** An empty registry. */
@@ -56,13 +58,20 @@ export function createCancels(): Cancels {
     return timingSafeEqual(entry.secretKey, secretKey) ? entry : undefined;
   };
 
+  const start = (entry: Entry): Promise<void> => {
+    entry.inFlight = cancelQuery(entry.target).finally(() => {
+      entry.inFlight = undefined;
+    });
+    return entry.inFlight;
+  };
+
   return {
     register(target, minor) {
       let processId: number;
       do processId = randomInt(1, 2 ** 31 - 1);
       while (entries.has(processId));
       const secretKey = randomBytes(minor >= 2 ? SECRET_BYTES.v32 : SECRET_BYTES.v30);
-      entries.set(processId, { secretKey, target, inFlight: undefined });
+      entries.set(processId, { secretKey, target, inFlight: undefined, queued: undefined });
       return { processId, secretKey };
     },
     async revoke(key) {
@@ -73,11 +82,14 @@ export function createCancels(): Cancels {
     async forward(key) {
       const entry = find(key);
       if (entry === undefined) return;
-      // One at a time for each session: a flood of cancels (attack G2) costs one connection, not many.
-      entry.inFlight ??= cancelQuery(entry.target).finally(() => {
-        entry.inFlight = undefined;
+      // One at a time for each session and one more behind it: a flood of cancels (attack G2) costs one
+      // connection, and yet none is lost, for the one under way may have met an earlier query than this one means.
+      if (entry.inFlight === undefined) return start(entry);
+      entry.queued ??= entry.inFlight.then(() => {
+        entry.queued = undefined;
+        return entries.get(key.processId) === entry ? start(entry) : undefined;
       });
-      await entry.inFlight;
+      await entry.queued;
     },
   };
 }
