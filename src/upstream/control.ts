@@ -75,25 +75,31 @@ export function createControl(upstream: UpstreamConfig, path: string, onLoss: ()
     return client;
   };
 
-  const query = async (
-    statement: { name: string; text: string },
-    values: unknown[],
-  ): Promise<pg.QueryResult> => {
+  const ask = async (statement: Statement, values: unknown[]): Promise<pg.QueryResult> => {
     if (closed) throw new ProxyError('draining');
+    const attempt = (opening ??= open());
     let client: pg.Client | undefined;
     try {
-      opening ??= open();
-      client = await opening;
+      client = await attempt;
       return await client.query({ ...statement, values });
     } catch (cause) {
-      if (client === undefined) opening = undefined;
-      // An SQLSTATE means that the server answered; anything else, that this connection is no good.
-      else if (!(cause instanceof pg.DatabaseError)) {
+      if (client === undefined) {
+        if (opening === attempt) opening = undefined;
+      } else if (!(cause instanceof pg.DatabaseError)) {
+        // An SQLSTATE means that the server answered; anything else, that this connection is no good.
         lost(client);
         client.end().catch(() => {});
       }
       throw asProxyError(cause);
     }
+  };
+
+  // One question at a time: `pg` no longer keeps a queue of its own.
+  let last: Promise<unknown> = Promise.resolve();
+  const query = (statement: Statement, values: unknown[]): Promise<pg.QueryResult> => {
+    const answer = last.then(() => ask(statement, values));
+    last = answer.catch(() => {});
+    return answer;
   };
 
   return {
@@ -120,6 +126,7 @@ export function createControl(upstream: UpstreamConfig, path: string, onLoss: ()
       if (current !== undefined) await query(SWEEP, []);
     },
     async close() {
+      await last;
       closed = true;
       const client = await opening?.catch(() => undefined);
       await client?.end().catch(() => {});
@@ -127,20 +134,25 @@ export function createControl(upstream: UpstreamConfig, path: string, onLoss: ()
   };
 }
 
-const LEASE = { name: 'pgjot_lease', text: 'select slot from pgjot.lease($1, $2) as slot' };
-const GIVE_BACK = {
+interface Statement {
+  readonly name: string;
+  readonly text: string;
+}
+
+const LEASE: Statement = { name: 'pgjot_lease', text: 'select slot from pgjot.lease($1, $2) as slot' };
+const GIVE_BACK: Statement = {
   name: 'pgjot_release',
   text: 'select pgjot.release(slot) from pg_catalog.unnest($1::name[]) as slot',
 };
-const BIND = { name: 'pgjot_bind', text: 'select pgjot.bind($1, $2, $3, $4)' };
-const UNBIND = { name: 'pgjot_unbind', text: 'select pgjot.unbind($1, $2) as alive' };
-const HAS_SETTINGS = {
+const BIND: Statement = { name: 'pgjot_bind', text: 'select pgjot.bind($1, $2, $3, $4)' };
+const UNBIND: Statement = { name: 'pgjot_unbind', text: 'select pgjot.unbind($1, $2) as alive' };
+const HAS_SETTINGS: Statement = {
   name: 'pgjot_has_settings',
   text:
     'select exists (select from pg_catalog.pg_db_role_setting s join pg_catalog.pg_roles r' +
     ' on r.oid operator(pg_catalog.=) s.setrole where r.rolname operator(pg_catalog.=) $1::pg_catalog.name) as found',
 };
-const SWEEP = { name: 'pgjot_sweep', text: 'select pgjot.sweep()' };
+const SWEEP: Statement = { name: 'pgjot_sweep', text: 'select pgjot.sweep()' };
 
 /** What an answer of the server to us, not to the client, means for the client that waits. */
 function asProxyError(cause: unknown): ProxyError {
