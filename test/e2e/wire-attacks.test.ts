@@ -29,6 +29,7 @@ import {
   passwordMessage,
   query,
   SSL_REQUEST,
+  session,
   startup,
   TERMINATE,
 } from './parity/bytes.ts';
@@ -161,13 +162,16 @@ describe('A6: startup lengths', () => {
     );
   });
 
-  test('are not believed: 2 GiB declared and 256 MiB sent leave memory as it was', async () => {
-    const grown = await memoryGrowth(() =>
-      flood(clear, [int32(0x7fff_ffff), int32(CODES.v3)], 256 * MIB),
-    );
+  // 2 GiB is more than Node can be asked to read at once, 128 MiB is not.
+  test.each([0x7fff_ffff, 0x0800_0000])(
+    'are not believed: %i bytes declared and 256 MiB sent leave memory as it was',
+    async (declared) => {
+      const hello = [int32(declared), int32(CODES.v3)];
+      const grown = await memoryGrowth(() => flood(clear, hello, 256 * MIB));
 
-    expect(grown).toBeLessThan(32 * MIB);
-  });
+      expect(grown).toBeLessThan(32 * MIB);
+    },
+  );
 });
 
 describe('A7: password messages', () => {
@@ -203,13 +207,28 @@ describe('A7: password messages', () => {
     });
   });
 
-  test('leave memory as it was when 2 GiB are declared and 256 MiB sent', async () => {
-    const grown = await memoryGrowth(() =>
-      flood(clear, [STARTUP, frame('p', '', 0x7fff_ffff)], 256 * MIB),
-    );
+  test('are refused for their length alone: a good token may be too long', async () => {
+    const claims = (bytes: number) => clear.stack.token('alice', { padding: 'x'.repeat(bytes) });
+    const [short, long] = await Promise.all([claims(8_000), claims(13_000)]);
+    const login = (password: string) =>
+      session({ user: 'authenticated', database: 'app', password });
 
-    expect(grown).toBeLessThan(32 * MIB);
+    expect(short.length).toBeLessThan(16_384);
+    expect(await clear.outcome(...login(short))).toBe(GOOD);
+    expect(long.length).toBeGreaterThan(16_384);
+    expect(await clear.outcome(...login(long))).toBe('asks password, 28P01, closes');
   });
+
+  test.each([0x7fff_ffff, 0x0800_0000])(
+    'leave memory as it was when %i bytes are declared and 256 MiB sent',
+    async (declared) => {
+      const grown = await memoryGrowth(() =>
+        flood(clear, [STARTUP, frame('p', '', declared)], 256 * MIB),
+      );
+
+      expect(grown).toBeLessThan(32 * MIB);
+    },
+  );
 });
 
 describe('A8: bytes behind the password', () => {
