@@ -96,9 +96,11 @@ export async function openStage() {
     const fd = openSync(log, 'a');
     const child = launch(file, args, { ...options, stdio: ['ignore', fd, fd] });
     closeSync(fd);
-    /** @type {unknown} */
+    /** @type {Error | undefined} */
     let failure;
-    child.once('error', (error) => (failure = error));
+    child.once('error', (error) => {
+      failure = error;
+    });
     const output = () => readFileSync(log, 'utf8').slice(-8_192);
     const running = () => child.exitCode === null && child.signalCode === null;
     const deadline = Date.now() + START_DEADLINE_MS;
@@ -109,7 +111,9 @@ export async function openStage() {
       } catch (error) {
         const over = failure !== undefined || !running() || Date.now() > deadline;
         if (over) {
-          throw new Error(`${file} did not start: ${failure ?? output()}`, { cause: error });
+          throw new Error(`${file} did not start: ${failure?.message ?? output()}`, {
+            cause: error,
+          });
         }
         await delay(50);
       }
