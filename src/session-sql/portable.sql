@@ -287,10 +287,9 @@ BEGIN
   IF NOT FOUND THEN
     RAISE EXCEPTION 'pgjot: role "%" has no slots in this database', p_role USING ERRCODE = '42704';
   END IF;
-  -- After the lock, not before: backends must be looked at later than the leases, or a lease of a control
-  -- backend that connected in between would be taken for a dead one's.
-  PERFORM pg_stat_clear_snapshot();
 
+  -- Backends are looked at here for the first time: after the lock and no sooner, or a lease of a control
+  -- backend that connected in between would be taken for a dead one's.
   RETURN QUERY
   WITH backend AS MATERIALIZED (
     SELECT b.pid, b.started, b.login FROM pgjot.backends(NULL) b

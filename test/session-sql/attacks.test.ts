@@ -195,27 +195,29 @@ describe.each(postgresVersions())('a hostile client on PostgreSQL %i', (version)
   });
 
   it('E5: does not deceive the readers with a schema of its own in front of pg_catalog', async () => {
+    const alice = await signIn(database, control, 2, 'alice');
     const superuser = await database.superuser();
     await superuser.query('GRANT CREATE ON DATABASE app TO authenticated');
+    // As strong as it gets: it knows alice's pid and port, and whoever runs may use the schema.
+    const port = await value(alice, 'SELECT inet_client_port()');
     await mallory.query(`
       CREATE SCHEMA evil;
-      CREATE TABLE evil.session AS SELECT 1;
-      CREATE FUNCTION evil.equal(int, int) RETURNS bool LANGUAGE sql AS 'SELECT true';
-      CREATE FUNCTION evil.pg_backend_pid() RETURNS int LANGUAGE sql AS 'SELECT 1';
+      GRANT USAGE ON SCHEMA evil TO PUBLIC;
+      CREATE FUNCTION evil.pg_backend_pid() RETURNS int LANGUAGE sql AS 'SELECT ${alice.hello.pid}';
+      CREATE FUNCTION evil.inet_client_port() RETURNS int LANGUAGE sql AS 'SELECT ${port}';
       CREATE FUNCTION evil.alice(jsonb, text) RETURNS text LANGUAGE sql AS $$ SELECT 'alice' $$;
-      CREATE OPERATOR evil.= (LEFTARG = int, RIGHTARG = int, FUNCTION = evil.equal);
       CREATE OPERATOR evil.->> (LEFTARG = jsonb, RIGHTARG = text, FUNCTION = evil.alice);
       SET search_path = evil, pg_catalog`);
-    expect(await value(mallory, 'SELECT 1 = 2')).toBe(true);
+    expect(await value(mallory, 'SELECT pg_backend_pid()')).toBe(alice.hello.pid);
 
     expect(await userId(mallory)).toBe('mallory');
-    expect(await hello(mallory)).toMatchObject({
-      pid: mallory.hello.pid,
-      start: mallory.hello.start,
-    });
+    expect(await tasks(mallory)).toEqual([]);
+    const { pid, start } = mallory.hello;
+    expect(await hello(mallory)).toMatchObject({ pid, start });
     await mallory.query('DROP SCHEMA evil CASCADE');
     await superuser.query('REVOKE CREATE ON DATABASE app FROM authenticated');
     await database.end(superuser);
+    await database.end(alice);
   });
 
   it('E6: cannot go back to an identity that was replaced, not by ROLLBACK either', async () => {

@@ -11,7 +11,7 @@ import { connectAsSuperuser, startTestPostgres } from '../support/postgres.ts';
 import type { TestPostgresOptions } from '../support/postgres.ts';
 
 export const SECRET = 'a secret of thirty-two characters';
-export const GROUP = 'authenticated';
+const GROUP = 'authenticated';
 const ADMIN = { user: 'admin', password: 'admin-password' };
 const EXPIRES_IN_MS = 3_600_000;
 
