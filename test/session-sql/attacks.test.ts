@@ -204,7 +204,7 @@ describe.each(postgresVersions())('a hostile client on PostgreSQL %i', (version)
       CREATE SCHEMA evil;
       GRANT USAGE ON SCHEMA evil TO PUBLIC;
       CREATE FUNCTION evil.pg_backend_pid() RETURNS int LANGUAGE sql AS 'SELECT ${alice.hello.pid}';
-      CREATE FUNCTION evil.inet_client_port() RETURNS int LANGUAGE sql AS 'SELECT ${port}';
+      CREATE FUNCTION evil.inet_client_port() RETURNS int LANGUAGE sql AS 'SELECT ${String(port)}';
       CREATE FUNCTION evil.alice(jsonb, text) RETURNS text LANGUAGE sql AS $$ SELECT 'alice' $$;
       CREATE OPERATOR evil.->> (LEFTARG = jsonb, RIGHTARG = text, FUNCTION = evil.alice);
       SET search_path = evil, pg_catalog`);
