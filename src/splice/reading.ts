@@ -7,8 +7,8 @@
  * any other kind, TLS above all, are read with `data` events.
  *
  * Every socket of the thread reads into one shared buffer, and small chunks are copied out of it,
- * which is cheaper than any bookkeeping. A socket that fills the buffer is moving bulk: it gets a
- * buffer of its own, whose bytes are passed on by reference.
+ * which is cheaper than any bookkeeping. A socket that moves bulk gets a buffer of its own, whose
+ * bytes are passed on by reference.
  */
 import { Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
@@ -22,6 +22,8 @@ export interface ByteTaker {
 }
 
 const BUFFER_BYTES = 65_536;
+// PostgreSQL writes in pieces of 8 KiB (PQ_SEND_BUFFER_SIZE): whatever is as long as that has more behind it.
+const BULK_BYTES = 8_192;
 const shared = Buffer.allocUnsafeSlow(BUFFER_BYTES);
 
 /** What Node keeps inside a socket, as far as it must be moved to another one. */
@@ -85,9 +87,10 @@ function moveHandle(old: Socket, taker: ByteTaker): Socket {
       callback: (length: number, buffer: Uint8Array) => {
         const bytes = (buffer as Buffer).subarray(0, length);
         const goOn = taker.take(buffer === shared ? Buffer.from(bytes) : bytes);
-        if (length < BUFFER_BYTES) next = shared;
-        else if (buffer === shared || taker.holdsBytes())
+        if (length < BULK_BYTES) next = shared;
+        else if (buffer === shared || taker.holdsBytes()) {
           next = Buffer.allocUnsafeSlow(BUFFER_BYTES);
+        }
         return goOn;
       },
     },
