@@ -39,7 +39,8 @@ export async function installSuites(): Promise<void> {
     try {
       await installSuite(suite);
     } catch (error) {
-      const reason = String((error as { stderr?: string }).stderr || (error as Error).message);
+      const { stderr, message } = error as Error & { stderr?: string };
+      const reason = stderr === undefined || stderr === '' ? message : stderr;
       const line = reason.split('\n').find((one) => one.startsWith('npm error')) ?? reason;
       console.error(`test/${suite} is not installed, so skipping ${SUITES[suite].missed}: ${line}`);
     }
