@@ -3,6 +3,7 @@
  */
 import { once } from 'node:events';
 import { connect, createServer, type AddressInfo, type Server, type Socket } from 'node:net';
+import type { Duplex } from 'node:stream';
 import { TLSSocket, connect as connectTls, createSecureContext } from 'node:tls';
 import { createAuthority } from './certificate.ts';
 
@@ -72,25 +73,39 @@ export async function makePairs(): Promise<PairMaker> {
   };
 }
 
-/** What keeps this process alive beside what vitest itself does, for comparing before and after. */
-export function activeResources(): Record<string, number> {
-  const counts: Record<string, number> = {
-    TCPSocketWrap: 0,
-    TCPServerWrap: 0,
-    TLSWrap: 0,
-    Timeout: 0,
+const WATCHED_RESOURCES = ['TCPSocketWrap', 'TCPServerWrap', 'TLSWrap', 'Timeout'] as const;
+
+/** How many sockets, listeners and timers this process has open. */
+export function openResources(): Record<(typeof WATCHED_RESOURCES)[number], number> {
+  const open = process.getActiveResourcesInfo();
+  const count = (name: string) => open.filter((one) => one === name).length;
+  return {
+    TCPSocketWrap: count('TCPSocketWrap'),
+    TCPServerWrap: count('TCPServerWrap'),
+    TLSWrap: count('TLSWrap'),
+    Timeout: count('Timeout'),
   };
-  for (const name of process.getActiveResourcesInfo()) {
-    if (name in counts) counts[name] = (counts[name] as number) + 1;
-  }
-  return counts;
 }
 
-/** Resolves when the stream is closed. */
-export async function closed(
-  stream: { readonly destroyed: boolean; readonly closed: boolean } & NodeJS.EventEmitter,
-): Promise<void> {
-  if (!stream.closed) await once(stream, 'close');
+/** Resolves when no more is open than before; otherwise fails, saying what has leaked. */
+export async function nothingLeaked(before: ReturnType<typeof openResources>): Promise<void> {
+  const deadline = performance.now() + 5_000;
+  for (;;) {
+    const now = openResources();
+    const leaked = WATCHED_RESOURCES.filter((name) => now[name] > before[name]);
+    if (leaked.length === 0) return;
+    if (performance.now() > deadline) {
+      throw new Error(
+        `leaked: ${leaked.map((name) => `${now[name] - before[name]} ${name}`).join(', ')}`,
+      );
+    }
+    await new Promise(setImmediate);
+  }
+}
+
+/** Resolves when the stream is closed, with or without an error. */
+export async function closed(stream: Duplex): Promise<void> {
+  if (!stream.closed) await new Promise<void>((resolve) => stream.once('close', () => resolve()));
 }
 
 /** Reads a stream to its end, however it ends, and resolves with all of it. */
@@ -101,5 +116,6 @@ export function readAll(stream: Socket): Promise<Buffer> {
     const finish = () => resolve(Buffer.concat(chunks));
     stream.once('end', finish);
     stream.once('close', finish);
+    stream.resume();
   });
 }
