@@ -146,6 +146,7 @@ async function startTls(
   await new Promise<void>((resolve, reject) => {
     const settle = (finish: () => void) => {
       secured.off('secure', onSecure);
+      secured.off('end', onClose);
       secured.off('close', onClose);
       secured.off('error', onError);
       signal.removeEventListener('abort', onAbort);
@@ -166,6 +167,8 @@ async function startTls(
       );
     const onAbort = () => settle(() => reject(signal.reason as Error));
     secured.on('secure', onSecure);
+    // The listener allows half-open sockets, so a FIN alone does not close this one.
+    secured.on('end', onClose);
     secured.on('close', onClose);
     secured.on('error', onError);
     signal.addEventListener('abort', onAbort);

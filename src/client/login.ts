@@ -67,7 +67,7 @@ async function readPassword(
 ): Promise<string> {
   const body = await readExactly(client.stream, length, signal);
   // Attack A7: exactly one NUL, at the very end, as recv_password_packet() insists on.
-  if (body.indexOf(0) !== length - 1) {
+  if (length === 0 || body.indexOf(0) !== length - 1) {
     throw new ProxyError('unexpected_message', { problem: 'invalid password packet size' });
   }
   const token = body.toString('latin1', 0, length - 1);

@@ -39,6 +39,9 @@ const ALLOWED: ReadonlySet<string> = new Set([
 const OWNED =
   /^(role|session_authorization|replication|is_superuser|user|database|options|(session|local|shared)_preload_libraries|dynamic_library_path|jit_provider|(pgjot|request|pg_session_jwt|_pq_)\..*)$/;
 
+/** What a StartupMessage holds beside settings. */
+const NO_SETTINGS: ReadonlySet<string> = new Set(['user', 'database', 'options', 'replication']);
+
 const MAX_VALUE_BYTES = 1_024;
 
 /** What a StartupMessage asks for, once the firewall has had its say. */
@@ -67,7 +70,10 @@ export function judgeStartup(
   for (const [sent, value] of pairs) {
     // A protocol option, not a setting: the handshake has answered it with NegotiateProtocolVersion.
     if (sent.startsWith('_pq_.')) continue;
-    const name = canonicalName(sent);
+    const name = lowerCase(sent);
+    // PostgreSQL knows these four in lower case only; `USER` is a setting to it, and an unknown one.
+    if (name !== sent && NO_SETTINGS.has(name))
+      throw new ProxyError('parameter_forbidden', { name });
     if (direct.has(name)) {
       throw new ProxyError('malformed_startup', { problem: 'a parameter is given twice' });
     }
@@ -122,9 +128,14 @@ function splitOptions(options: string): string[] {
   return words;
 }
 
-/** A setting's name as PostgreSQL would find it: ASCII letters in lower case, `-` read as `_`. */
+/** A setting's name in `options` as PostgreSQL would find it: there alone, `-` is read as `_`. */
 function canonicalName(name: string): string {
-  return name.replaceAll(/[A-Z]/g, (letter) => letter.toLowerCase()).replaceAll('-', '_');
+  return lowerCase(name).replaceAll('-', '_');
+}
+
+/** ASCII letters in lower case, as guc_name_compare() folds them. */
+function lowerCase(name: string): string {
+  return name.replaceAll(/[A-Z]/g, (letter) => letter.toLowerCase());
 }
 
 function refuseUnlessAllowed(name: string, value: string, alsoAllowed: readonly string[]): void {

@@ -9,6 +9,4 @@ const [module = '', config = ''] = process.argv.slice(2);
 const { createProxy, loadConfig } = await import(pathToFileURL(module).href);
 const proxy = createProxy(loadConfig(config));
 process.send?.(await proxy.start());
-process.once('disconnect', async () => {
-  await proxy.close();
-});
+process.once('disconnect', () => void proxy.close());
