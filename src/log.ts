@@ -26,7 +26,9 @@ export function explain(error: ProxyError): {
 } {
   const causes: string[] = [];
   for (let cause = error.cause; cause !== undefined && causes.length < 4; ) {
-    causes.push(cause instanceof Error ? describe(cause) : typeof cause === 'string' ? cause : 'unknown');
+    causes.push(
+      cause instanceof Error ? describe(cause) : typeof cause === 'string' ? cause : 'unknown',
+    );
     cause = cause instanceof Error ? cause.cause : undefined;
   }
   return {
