@@ -71,6 +71,7 @@ export async function serve(
     witness.onStartup(startup);
     leave = house.admit();
     const token = await askForToken(client, startup.user, house.maxTokenBytes, login.signal);
+    login.watch(client.stream);
     const identity = house.authorize(
       startup,
       await login.bound(house.verifier.verify(token, startup.user)),
@@ -129,6 +130,7 @@ class LoginDeadline {
   readonly #abort = new AbortController();
   readonly #timer: NodeJS.Timeout;
   readonly #stream: Duplex;
+  #watched: Duplex | undefined;
   readonly #onClose = () => this.#abort.abort(new ProxyError('client_lost'));
   #audible = false;
 
@@ -142,6 +144,15 @@ class LoginDeadline {
 
   get signal(): AbortSignal {
     return this.#abort.signal;
+  }
+
+  /**
+   * From now on a client that closes its sending side is gone: it has sent nothing but its password, so it can
+   * never ask for anything. One that has sent its queries already is not, for its end comes behind them.
+   */
+  watch(stream: Duplex): void {
+    this.#watched = stream.on('end', this.#onClose);
+    if (stream.readableEnded) this.#onClose();
   }
 
   /** From now on the client is told when its time is up. */
@@ -164,6 +175,7 @@ class LoginDeadline {
   over(): void {
     clearTimeout(this.#timer);
     this.#stream.off('close', this.#onClose);
+    this.#watched?.off('end', this.#onClose);
   }
 }
 

@@ -122,9 +122,11 @@ class RunningSplice {
       .on('end', () => this.#onUpstreamEnd())
       .on('error', (cause) => this.#onUpstreamError(cause))
       .on('close', () => this.#onUpstreamEnd());
-    // Either may have gone while the other's reading began.
+    // Either may have gone before anybody listened; an end that has been told once is not told again.
     if (this.#client.stream.destroyed) this.#onClientClose();
-    if (this.#upstream.stream.destroyed) this.#onUpstreamEnd();
+    else if (this.#client.stream.readableEnded) this.#onClientEnd();
+    if (this.#upstream.stream.destroyed || this.#upstream.stream.readableEnded)
+      this.#onUpstreamEnd();
   }
 
   /** The client has closed its sending side: PostgreSQL is told in the same way, and may still answer what was asked. */
@@ -163,6 +165,8 @@ class RunningSplice {
   #onUpstreamError(cause: Error): void {
     // After Terminate or the client's end a reset is only PostgreSQL's way of closing.
     if (this.#clientEnded || this.#traffic.terminated) this.#end('client', undefined);
+    // PostgreSQL resets when it leaves bytes of ours unread; what it had to say has been said.
+    else if (this.#traffic.upstreamExplained) this.#end('upstream', undefined);
     else this.#sayLastWords(new ProxyError('upstream_lost', { cause }), 'upstream');
   }
 
