@@ -17,7 +17,8 @@ import { connectAsSuperuser, startTestPostgres, type TestPostgresOptions } from 
 export const SECRET = 'a-secret-for-tests-of-at-least-32-characters';
 
 /** How a stack differs from the plainest one. */
-export interface StackOptions extends Pick<TestPostgresOptions, 'version' | 'settings' | 'onLog'> {
+export interface StackOptions
+  extends Pick<TestPostgresOptions, 'version' | 'settings' | 'files' | 'onLog'> {
   /** Clients must use TLS. Default: plaintext on loopback. */
   readonly tls?: boolean;
   /** Slots of the role `authenticated`. Default 20. */
@@ -62,10 +63,11 @@ export interface Stack extends AsyncDisposable {
 
 /** Starts everything; about a second. */
 export async function startStack(options: StackOptions = {}): Promise<Stack> {
-  const { version, settings, onLog } = options;
+  const { version, settings, files, onLog } = options;
   const postgres = await startTestPostgres({
     ...(version !== undefined && { version }),
     ...(settings !== undefined && { settings }),
+    ...(files !== undefined && { files }),
     ...(onLog !== undefined && { onLog }),
   });
   const folder = await mkdtemp(join(tmpdir(), 'pgjot-stack-'));
