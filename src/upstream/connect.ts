@@ -179,29 +179,34 @@ class Authentication {
         const mechanisms = rest.toString('latin1').split('\0').filter(Boolean);
         const bindable = this.#stream instanceof TLSSocket ? this.#stream : null;
         // `pg` binds only where a stream is given, and then prefers SCRAM-SHA-256-PLUS.
-        this.#session = sasl.startSession(mechanisms, bindable);
+        this.#session = await scram('upstream_login_rejected', () =>
+          sasl.startSession(mechanisms, bindable),
+        );
         this.#stream.write(
           encodeSASLInitialResponse(this.#session.mechanism, this.#session.response),
         );
         return;
       }
       case AUTHENTICATION.SASLContinue: {
-        if (this.#session === undefined) throw unexpected(frame);
+        const session = this.#session;
+        if (session === undefined) throw unexpected(frame);
         const bindable = this.#stream instanceof TLSSocket ? this.#stream : null;
-        await sasl.continueSession(
-          this.#session,
-          this.#credentials.password,
-          rest.toString('latin1'),
-          bindable,
+        const { password } = this.#credentials;
+        await scram('upstream_protocol', () =>
+          sasl.continueSession(session, password, rest.toString('latin1'), bindable),
         );
-        this.#stream.write(encodeSASLResponse(this.#session.response));
+        this.#stream.write(encodeSASLResponse(session.response));
         return;
       }
-      case AUTHENTICATION.SASLFinal:
-        if (this.#session === undefined) throw unexpected(frame);
-        sasl.finalizeSession(this.#session, rest.toString('latin1'));
+      case AUTHENTICATION.SASLFinal: {
+        const session = this.#session;
+        if (session === undefined) throw unexpected(frame);
+        await scram('upstream_protocol', () =>
+          sasl.finalizeSession(session, rest.toString('latin1')),
+        );
         this.#serverProven = true;
         return;
+      }
       default:
         throw new ProxyError('upstream_login_rejected', {
           cause: new Error('the server asks for an authentication method other than SCRAM-SHA-256'),
@@ -220,6 +225,18 @@ class Authentication {
       });
     }
     this.#stream.write(encodePasswordMessage(this.#credentials.password));
+  }
+}
+
+/** One step of `pg`'s SCRAM, which throws plain errors: each is a server that breaks the rules or cannot prove itself, not a bug of ours. */
+async function scram<T>(
+  code: 'upstream_login_rejected' | 'upstream_protocol',
+  step: () => T | Promise<T>,
+): Promise<T> {
+  try {
+    return await step();
+  } catch (cause) {
+    throw new ProxyError(code, { cause });
   }
 }
 
