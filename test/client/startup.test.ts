@@ -128,13 +128,16 @@ describe('who is asked for', () => {
   });
 
   // Attack B6: PostgreSQL takes the last.
-  test.each([
-    ['user', 'postgres'],
-    ['USER', 'postgres'],
-    ['User', 'authenticated'],
-  ])('a second %s is refused', (name, value) => {
-    expect(codeOf(() => judge([[name, value]]))).toBe('malformed_startup');
+  test.each(['postgres', 'authenticated'])('a second user, %s, is refused', (value) => {
+    expect(codeOf(() => judge([['user', value]]))).toBe('malformed_startup');
   });
+
+  test.each(['USER', 'User', 'DATABASE', 'Replication', 'Options'])(
+    '%s is a setting to PostgreSQL, an unknown one, and refused',
+    (name) => {
+      expect(codeOf(() => judge([[name, 'false']]))).toBe('parameter_forbidden');
+    },
+  );
 
   test('any parameter given twice is refused, in whatever spelling', () => {
     const twice: [string, string][] = [
