@@ -349,7 +349,7 @@ describe('an ErrorResponse', () => {
 
     expect(error?.code).toBe(code);
     expect(error?.cause).toBeInstanceOf(UpstreamError);
-    expect((error?.cause as UpstreamError).sqlstate).toBe(sqlstate);
+    expect(error?.cause).toMatchObject({ sqlstate });
     // Forwarded byte for byte, or not at all.
     expect(error?.frame).toEqual(code === 'upstream_rejected' ? sent : undefined);
   });
@@ -374,7 +374,7 @@ describe('an ErrorResponse', () => {
 
     const { error } = await attempt([startupMessage, send(sent), fake.hangUp]);
 
-    expect((error?.cause as UpstreamError).routine).toBe('InitializeSessionUserId');
+    expect(error?.cause).toMatchObject({ routine: 'InitializeSessionUserId' });
   });
 });
 

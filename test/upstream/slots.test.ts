@@ -1,0 +1,322 @@
+/**
+ * The book of slots: first come first served, and no name ever in two hands, whatever is lost or given back in between.
+ */
+import { setMaxListeners } from 'node:events';
+import fc from 'fast-check';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
+import { ProxyError } from '../../src/errors.ts';
+import { createSlots, type Slot, type SlotSource, type Slots } from '../../src/upstream/slots.ts';
+
+const never = new AbortController().signal;
+// Thirty waiters share it.
+setMaxListeners(100, never);
+
+/** The database's part: names that nobody has leased, and no lease of a name whose backend still lives. */
+class Database implements SlotSource {
+  readonly names: readonly string[];
+  readonly leased = new Set<string>();
+  /** Names that sessions hold: their backends live, whoever has the lease. */
+  readonly live = new Map<string, Slot>();
+  failure: Error | undefined;
+  asked = 0;
+
+  constructor(count: number) {
+    this.names = Array.from({ length: count }, (_, index) => `slot_${index + 1}`);
+  }
+
+  async lease(_: string, count: number): Promise<string[]> {
+    this.asked++;
+    await Promise.resolve();
+    if (this.failure !== undefined) throw this.failure;
+    const free = this.names.filter((name) => !this.leased.has(name) && !this.live.has(name));
+    const given = free.slice(0, count);
+    for (const name of given) this.leased.add(name);
+    return given;
+  }
+
+  async giveBack(slots: readonly string[]): Promise<void> {
+    await Promise.resolve();
+    for (const name of slots) this.leased.delete(name);
+  }
+
+  /** The control connection is lost, and its leases with it. */
+  lose(slots: Slots): void {
+    this.leased.clear();
+    slots.forget();
+  }
+}
+
+function book(count: number, acquireTimeoutMs = 5_000) {
+  const database = new Database(count);
+  const slots = createSlots('authenticated', database, acquireTimeoutMs);
+  return { database, slots };
+}
+
+beforeEach(() => {
+  vi.useFakeTimers();
+});
+afterEach(() => {
+  // No timer outlives what it was for.
+  const left = vi.getTimerCount();
+  vi.useRealTimers();
+  if (left > 0) throw new Error(`${left} timers outlived the test`);
+});
+
+/** Lets everything happen that needs no time. */
+const settle = () => vi.advanceTimersByTimeAsync(0);
+
+describe('acquire', () => {
+  test('leases from the database only when there is none, several at once', async () => {
+    const { database, slots } = book(10);
+
+    const taken = await Promise.all([slots.acquire(never), slots.acquire(never)]);
+
+    expect(taken.map(({ name }) => name)).toEqual(['slot_1', 'slot_2']);
+    expect(database.asked).toBe(1);
+    expect(slots.counts()).toEqual({ free: 2, busy: 2, quarantined: 0, waiting: 0 });
+  });
+
+  test('serves in the order of asking', async () => {
+    const { slots } = book(1);
+    const first = await slots.acquire(never);
+    const served: number[] = [];
+    const waiting = [1, 2, 3].map((number) =>
+      slots.acquire(never).then((slot) => {
+        served.push(number);
+        return slot;
+      }),
+    );
+
+    first.release();
+    for (const one of waiting) (await one).release();
+
+    expect(served).toEqual([1, 2, 3]);
+  });
+
+  test('gives up after its time with pool_timeout, and keeps no slot for who has gone', async () => {
+    const { slots } = book(1, 300);
+    const first = await slots.acquire(never);
+    const late = slots.acquire(never).catch((error: unknown) => error);
+
+    await vi.advanceTimersByTimeAsync(300);
+
+    expect(await late).toMatchObject({ code: 'pool_timeout' });
+    first.release();
+    expect(slots.counts()).toEqual({ free: 1, busy: 0, quarantined: 0, waiting: 0 });
+  });
+
+  test("gives up with the signal's reason, before or while it waits", async () => {
+    const { slots } = book(0);
+    const abort = new AbortController();
+    const reason = new ProxyError('client_lost');
+    const waiting = slots.acquire(abort.signal).catch((error: unknown) => error);
+    await settle();
+
+    abort.abort(reason);
+
+    expect(await waiting).toBe(reason);
+    await expect(slots.acquire(abort.signal)).rejects.toBe(reason);
+    expect(slots.counts().waiting).toBe(0);
+  });
+
+  test('asks again while somebody waits: another proxy may have given one back', async () => {
+    const { database, slots } = book(1);
+    database.leased.add('slot_1');
+    const waiting = slots.acquire(never);
+    await vi.advanceTimersByTimeAsync(250);
+    expect(slots.counts().waiting).toBe(1);
+
+    database.leased.clear();
+    await vi.advanceTimersByTimeAsync(100);
+
+    expect((await waiting).name).toBe('slot_1');
+  });
+
+  test('tells everybody who waits when the database cannot be asked, and the next one asks anew', async () => {
+    const { database, slots } = book(2);
+    database.failure = new ProxyError('upstream_unreachable');
+    const waiting = [slots.acquire(never), slots.acquire(never)];
+
+    for (const one of waiting) await expect(one).rejects.toBe(database.failure);
+
+    database.failure = undefined;
+    expect((await slots.acquire(never)).name).toBe('slot_1');
+  });
+});
+
+describe('a slot', () => {
+  test.each([
+    ['released twice', (slot: Slot) => slot.release(), (slot: Slot) => slot.release()],
+    [
+      'released and quarantined',
+      (slot: Slot) => slot.release(),
+      (slot: Slot) => slot.quarantine(60_000),
+    ],
+    [
+      'quarantined and released',
+      (slot: Slot) => slot.quarantine(60_000),
+      (slot: Slot) => slot.release(),
+    ],
+  ])('cannot be %s', async (_, first, second) => {
+    const { slots } = book(1);
+    const slot = await slots.acquire(never);
+    first(slot);
+
+    expect(() => second(slot)).toThrow(TypeError);
+
+    expect(slots.counts().busy).toBe(0);
+  });
+
+  test('in quarantine is nobody’s for as long as was said, and then used again', async () => {
+    const { slots } = book(1, 120_000);
+    (await slots.acquire(never)).quarantine(60_000);
+    const waiting = slots.acquire(never);
+
+    await vi.advanceTimersByTimeAsync(59_900);
+    expect(slots.counts()).toEqual({ free: 0, busy: 0, quarantined: 1, waiting: 1 });
+    await vi.advanceTimersByTimeAsync(200);
+
+    expect((await waiting).name).toBe('slot_1');
+  });
+
+  test('goes back to the database where enough are kept', async () => {
+    const { database, slots } = book(40);
+    const all = await Promise.all(Array.from({ length: 30 }, () => slots.acquire(never)));
+
+    for (const slot of all) slot.release();
+    await settle();
+
+    const { free } = slots.counts();
+    expect(free).toBeLessThan(30);
+    expect(database.leased.size).toBe(free);
+  });
+});
+
+describe('after the control connection was lost', () => {
+  test('free slots are forgotten, and one that comes back later is not free', async () => {
+    const { database, slots } = book(4);
+    const held = await slots.acquire(never);
+    database.live.set(held.name, held);
+
+    database.lose(slots);
+    expect(slots.counts()).toEqual({ free: 0, busy: 1, quarantined: 0, waiting: 0 });
+    held.release();
+
+    expect(slots.counts()).toEqual({ free: 0, busy: 0, quarantined: 0, waiting: 0 });
+  });
+
+  test('what an older connection leased while it was being lost is not used', async () => {
+    const { database, slots } = book(1);
+    const waiting = slots.acquire(never);
+
+    database.lose(slots);
+    await settle();
+    database.leased.clear();
+    await vi.advanceTimersByTimeAsync(100);
+
+    expect((await waiting).name).toBe('slot_1');
+    expect(database.asked).toBe(2);
+  });
+});
+
+test('giveBack gives all free slots to the database, and no busy one', async () => {
+  const { database, slots } = book(4);
+  const held = await slots.acquire(never);
+
+  slots.giveBack();
+  slots.giveBack();
+  await settle();
+
+  expect([...database.leased]).toEqual([held.name]);
+  expect(slots.counts()).toMatchObject({ free: 0, busy: 1 });
+});
+
+/** What the model knows: who holds which name. */
+interface Model {
+  readonly holders: Slot[];
+  waiting: number;
+}
+interface Real {
+  readonly database: Database;
+  readonly slots: Slots;
+  readonly model: Model;
+}
+
+/** Hands a slot over to a holder, and notices a name in two hands. */
+function hold({ database, model }: Real, slot: Slot): void {
+  expect(database.live.has(slot.name), `${slot.name} is in two hands`).toBe(false);
+  database.live.set(slot.name, slot);
+  model.holders.push(slot);
+}
+
+function letGo({ database, model }: Real, at: number): Slot | undefined {
+  const [slot] = model.holders.splice(at % Math.max(1, model.holders.length), 1);
+  if (slot !== undefined) database.live.delete(slot.name);
+  return slot;
+}
+
+type Command = fc.AsyncCommand<Model, Real>;
+const command = (name: string, run: (real: Real) => Promise<void> | void): Command => ({
+  check: () => true,
+  run: async (_, real) => {
+    await run(real);
+    await settle();
+    const { busy, free } = real.slots.counts();
+    expect(busy).toBe(real.model.holders.length);
+    expect(free).toBeLessThanOrEqual(real.database.names.length);
+  },
+  toString: () => name,
+});
+
+const commands = fc.commands(
+  [
+    fc.nat(400).map((patience) =>
+      command(`acquire, aborted after ${patience} ms`, (real) => {
+        const abort = new AbortController();
+        const timer = setTimeout(() => abort.abort(new ProxyError('client_lost')), patience);
+        real.slots
+          .acquire(abort.signal)
+          .then((slot) => hold(real, slot))
+          .catch((error: unknown) => {
+            if (!(error instanceof ProxyError)) broken.push(error);
+          })
+          .finally(() => clearTimeout(timer));
+      }),
+    ),
+    fc.nat(9).map((at) => command(`release ${at}`, (real) => letGo(real, at)?.release())),
+    fc
+      .nat(9)
+      .map((at) => command(`quarantine ${at}`, (real) => letGo(real, at)?.quarantine(60_000))),
+    fc.constant(command('give back', ({ slots }) => slots.giveBack())),
+    fc.constant(
+      command('lose the control connection', ({ database, slots }) => database.lose(slots)),
+    ),
+    fc.boolean().map((down) =>
+      command(`database ${down ? 'down' : 'up'}`, ({ database }) => {
+        database.failure = down ? new ProxyError('upstream_unreachable') : undefined;
+      }),
+    ),
+    fc
+      .constantFrom(50, 150, 70_000)
+      .map((ms) =>
+        command(`${ms} ms pass`, async () => void (await vi.advanceTimersByTimeAsync(ms))),
+      ),
+  ],
+  { maxCommands: 40 },
+);
+
+const broken: unknown[] = [];
+
+test('no name is ever given to two holders, whatever happens in whatever order', async () => {
+  await fc.assert(
+    fc.asyncProperty(commands, async (sequence) => {
+      const { database, slots } = book(3, 1_000);
+      const model: Model = { holders: [], waiting: 0 };
+      await fc.asyncModelRun(() => ({ model, real: { database, slots, model } }), sequence);
+      await vi.advanceTimersByTimeAsync(2_000);
+      expect(broken).toEqual([]);
+      expect(slots.counts().waiting).toBe(0);
+    }),
+    { numRuns: 300 },
+  );
+});
