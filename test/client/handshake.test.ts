@@ -71,14 +71,14 @@ async function begin(options: HandshakeOptions = PLAIN) {
     abort,
     heard: () => Buffer.concat(heard),
     /** Sends and waits for as many bytes in answer. */
-    async exchange(bytes: Buffer, answer: number): Promise<string> {
+    exchange: async (bytes: Buffer, answer: number): Promise<string> => {
       const already = Buffer.concat(heard).length;
       connected.write(bytes);
       await until(() => Buffer.concat(heard).length >= already + answer);
       return String(Buffer.concat(heard).subarray(already));
     },
     /** Goes on in TLS over the same socket. */
-    async secure(alpn?: string): Promise<TLSSocket> {
+    secure: async (alpn?: string): Promise<TLSSocket> => {
       connected.off('data', hear);
       const secured = connectTls({
         socket: connected,

@@ -123,8 +123,8 @@ describe('who is asked for', () => {
   test.each([
     ['no user', []],
     ['an empty user', [['user', '']]],
-  ] as const)('%s is user_missing', (_, pairs) => {
-    expect(codeOf(() => judgeStartup(pairs as [string, string][], []))).toBe('user_missing');
+  ] as const)('%s is user_missing', (_, pairs: readonly (readonly [string, string])[]) => {
+    expect(codeOf(() => judgeStartup(pairs, []))).toBe('user_missing');
   });
 
   // Attack B6: PostgreSQL takes the last.
@@ -246,7 +246,8 @@ const spelt = (names: readonly string[], escapes: boolean) =>
   fc
     .tuple(fc.constantFrom(...names), fc.array(fc.nat(6), { minLength: 8, maxLength: 8 }))
     .map(([name, choices]) =>
-      [...name]
+      name
+        .split('')
         .map((letter, index) => {
           const choice = choices[index % choices.length];
           if (choice === 0) return letter.toUpperCase();
