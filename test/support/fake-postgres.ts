@@ -105,7 +105,7 @@ export function sslRequest(answer: string | Buffer): Step {
 /** Goes on in TLS. */
 export function startTls(certificate: Certificate): Step {
   return async (backend) => {
-    const secured = new TLSSocket(backend.stream as Socket, {
+    const secured = new TLSSocket(backend.stream, {
       isServer: true,
       secureContext: createSecureContext(certificate),
     });
