@@ -72,6 +72,8 @@ export function createControl(upstream: UpstreamConfig, path: string, onLoss: ()
     client.on('end', () => lost(client));
     await client.connect();
     current = client;
+    // What died with the last connection, or with the server: leases, and the identities of its backends.
+    client.query(SWEEP).catch(() => {});
     return client;
   };
 
@@ -139,7 +141,10 @@ interface Statement {
   readonly text: string;
 }
 
-const LEASE: Statement = { name: 'pgjot_lease', text: 'select slot from pgjot.lease($1, $2) as slot' };
+const LEASE: Statement = {
+  name: 'pgjot_lease',
+  text: 'select slot from pgjot.lease($1, $2) as slot',
+};
 const GIVE_BACK: Statement = {
   name: 'pgjot_release',
   text: 'select pgjot.release(slot) from pg_catalog.unnest($1::name[]) as slot',
