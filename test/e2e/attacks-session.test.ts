@@ -397,7 +397,7 @@ describe.each(targets)('on PostgreSQL $version (tls: $tls)', ({ version, tls }) 
   it.concurrent('E10: an idle session ends when its token does, and says why', async () => {
     const eve = new pg.Client({
       ...stack.as('alice'),
-      password: await stack.token('alice', {}, { expiresIn: 1 }),
+      password: await stack.token('alice', {}, { expiresIn: 2 }),
     });
     const failure = new Promise<pg.DatabaseError>((resolve) => {
       eve.on('error', (error) => 'code' in error && resolve(error as pg.DatabaseError));
