@@ -22,6 +22,12 @@ export const DELIBERATE: readonly Difference[] = [
     because: 'an ErrorResponse has a SQLSTATE; the format before 7.4 had none, and nobody reads it',
   },
   {
+    cases: /^a login, then EOF$/,
+    pgjot: 'asks password, closes',
+    because:
+      'who closes before being let in, with no query sent, can never ask for anything: no session is made ready for nobody',
+  },
+  {
     cases: /^GSSENCRequest, then protocol 2\.0$/,
     pgjot: 'N, 0A000, closes',
     because: 'as protocol 2.0 without GSSENCRequest',
