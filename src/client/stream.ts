@@ -2,6 +2,7 @@
  * A client's stream as it changes: plain at first, TLS after the handshake, and closed in a way that lets the last words arrive.
  */
 import type { Duplex } from 'node:stream';
+import { ProxyError } from '../errors.ts';
 
 /** A connected client. `stream` is replaced when TLS begins; whoever holds the client sees the current one. */
 export interface Client {
@@ -15,10 +16,16 @@ export interface Client {
 const LINGER_MS = 1_000;
 const LINGER_BYTES = 65_536;
 
-/** Writes and waits until the bytes are on their way, so that nobody buffers without bound for a client that does not read. */
+/**
+ * Writes and waits until the bytes are on their way, so that nobody buffers without bound for a client that does not read.
+ *
+ * @throws {ProxyError} client_lost
+ */
 export function send(stream: Duplex, bytes: Buffer): Promise<void> {
   return new Promise((resolve, reject) => {
-    stream.write(bytes, (error) => (error ? reject(error) : resolve()));
+    stream.write(bytes, (cause) =>
+      cause ? reject(new ProxyError('client_lost', { cause })) : resolve(),
+    );
   });
 }
 
