@@ -44,6 +44,8 @@ export interface Surroundings {
 export interface Witness {
   /** The id that joins this connection's log lines. */
   readonly session: string;
+  /** Told first of all how to end what is only a login so far. */
+  onArrival(abandon: () => void): void;
   onStartup(startup: Startup): void;
   onIdentity(identity: Identity): void;
   onWelcome(finish: (error: ProxyError, graceMs: number) => void): void;
@@ -61,6 +63,7 @@ export async function serve(
   const client: Client = { stream, encrypted: false, address };
   const login = new LoginDeadline(house.loginTimeoutMs, stream);
   let leave: (() => void) | undefined;
+  witness.onArrival(() => login.abandon());
   try {
     const startup = await handshake(client, house.handshake, login.signal);
     if (startup.kind === 'cancel') {
@@ -170,6 +173,11 @@ class LoginDeadline {
         .then(resolve, reject)
         .finally(() => this.signal.removeEventListener('abort', onAbort));
     });
+  }
+
+  /** The proxy is shutting down. Not a matter for the socket: TLS lies over it, and must hear of the end first. */
+  abandon(): void {
+    this.#abort.abort(new ProxyError('draining', { silent: !this.#audible }));
   }
 
   over(): void {

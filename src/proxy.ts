@@ -3,7 +3,7 @@
  *
  * Public API of the package: `createProxy(config)` and the configuration it takes.
  */
-import { randomUUID } from 'node:crypto';
+import { constants, randomUUID } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import type { Server, Socket } from 'node:net';
 import { createSecureContext, type SecureContext } from 'node:tls';
@@ -50,9 +50,9 @@ const STRANGERS = 256;
 
 /** A client as the proxy keeps it. */
 interface Guest {
-  /** Ends its session; until there is one, its socket. */
+  /** Ends its session; until there is one, its login. */
   finish: (error: ProxyError, graceMs: number) => void;
-  readonly gone: Promise<void>;
+  gone: Promise<void>;
 }
 
 /**
@@ -110,18 +110,12 @@ export function createProxy(
       return;
     }
     const address = socket.remoteAddress ?? '';
-    const guest: Guest = {
-      finish: () => socket.destroy(),
-      gone: serve(
-        socket,
-        address,
-        house,
-        createWitness(logger, address, (finish) => {
-          guest.finish = finish;
-          if (leaving) finish(new ProxyError('shutdown'), config.sessions.drainTimeoutMs);
-        }),
-      ).finally(() => guests.delete(guest)),
-    };
+    const guest: Guest = { finish: () => {}, gone: Promise.resolve() };
+    const witness = createWitness(logger, address, (finish) => {
+      guest.finish = finish;
+      if (leaving) finish(new ProxyError('shutdown'), config.sessions.drainTimeoutMs);
+    });
+    guest.gone = serve(socket, address, house, witness).finally(() => guests.delete(guest));
     guests.add(guest);
   };
 
@@ -156,7 +150,7 @@ export function createProxy(
 function createWitness(
   logger: Logger,
   address: string,
-  onWelcome: (finish: Guest['finish']) => void,
+  onFinishable: (finish: Guest['finish']) => void,
 ): Witness {
   const session = randomUUID();
   const arrived = performance.now();
@@ -168,6 +162,7 @@ function createWitness(
 
   return {
     session,
+    onArrival: onFinishable,
     onStartup: ({ user, database }) => {
       who = describeClient(user, database);
     },
@@ -177,7 +172,7 @@ function createWitness(
     onWelcome: (finish) => {
       welcomedAt = performance.now();
       logger.info({ event: 'login', outcome: 'accepted', ...line(), durationMs: elapsed(arrived) });
-      onWelcome(finish);
+      onFinishable(finish);
     },
     onRefusal: (error) => {
       logger[error.spec.log]({
@@ -212,7 +207,12 @@ function loadCertificate(config: Config): SecureContext | undefined {
   if (clientTlsMode(config) === 'disable' || certFile === undefined || keyFile === undefined)
     return undefined;
   try {
-    return createSecureContext({ cert: readFileSync(certFile), key: readFileSync(keyFile) });
+    return createSecureContext({
+      cert: readFileSync(certFile),
+      key: readFileSync(keyFile),
+      // Attack A14: a stranger would have us do key exchange after key exchange. PostgreSQL refuses it too.
+      secureOptions: constants.SSL_OP_NO_RENEGOTIATION,
+    });
   } catch (error) {
     throw new ConfigError([
       {
