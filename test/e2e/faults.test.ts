@@ -573,6 +573,25 @@ describe('a client', () => {
     expect(slotsOf(stack.proxy)?.quarantined).toBe(0);
   });
 
+  it('that has been reset is no failure of ours in the log', async () => {
+    const { stack } = house;
+    const hello = startup([
+      ['user', 'authenticated'],
+      ['database', 'app'],
+    ]);
+    await survives(house, async () => {
+      await Promise.all(
+        Array.from({ length: 50 }, async () => {
+          using client = await RawClient.open(stack);
+          client.send(hello);
+          client.socket.resetAndDestroy();
+          await client.end();
+        }),
+      );
+    });
+    expect(stack.logs.filter((line) => line.includes('"reason":"internal"'))).toEqual([]);
+  });
+
   it('that stops reading is not read for either, and takes no memory', async () => {
     const { stack, token } = house;
     await survives(house, async () => {
@@ -590,6 +609,38 @@ describe('a client', () => {
 
       expect(grown).toBeLessThan(64 * 1_048_576);
     });
+  });
+});
+
+describe.each([{ tls: false }, { tls: true }])('the end of the proxy (tls: $tls)', ({ tls }) => {
+  it('is told to clients that are still logging in, and to those inside', async () => {
+    await using house = await openHouse({ slots: 2, tls });
+    const { stack, token } = house;
+    const to = { host: stack.host, port: stack.port, tls };
+    const hello = startup([
+      ['user', 'authenticated'],
+      ['database', 'app'],
+    ]);
+    using one = await RawClient.login(to, token);
+    using two = await RawClient.login(to, token);
+    using silent = await RawClient.open(to);
+    using asked = await RawClient.open(to);
+    using waiting = await RawClient.open(to);
+    asked.send(hello);
+    waiting.send(hello, passwordMessage(token));
+    await asked.next('R');
+    await until(() => slotsOf(stack.proxy)?.waiting === 1);
+    await stack.proxy.close();
+
+    for (const client of [one, two, silent, asked, waiting]) await client.end();
+    expect([one, two].map((client) => told(client.heard.at(-1) as Heard))).toEqual(
+      Array(2).fill('57P01 terminating connection due to administrator command'),
+    );
+    expect([asked, waiting].map((client) => told(client.heard.at(-1) as Heard))).toEqual(
+      Array(2).fill('57P03 the proxy is shutting down'),
+    );
+    expect(silent.heard).toEqual([]);
+    expect(stack.proxy.counts()).toMatchObject({ connections: 0, clients: 0 });
   });
 });
 
