@@ -74,6 +74,7 @@ async function arrive(change: (house: House) => void = () => {}) {
     refusal?: ProxyError;
     outcome?: Outcome;
     finish?: Parameters<Witness['onWelcome']>[0];
+    abandon?: () => void;
   } = {};
   const peer = { stream: inside.connected as Duplex };
   const house: House = {
@@ -114,6 +115,9 @@ async function arrive(change: (house: House) => void = () => {}) {
   change(house);
   const witness: Witness = {
     session: 'session-id',
+    onArrival: (abandon) => {
+      seen.abandon = abandon;
+    },
     onStartup: ({ database }) => events.push(`startup ${database}`),
     onIdentity: () => events.push('identity'),
     onWelcome: (finish) => {
@@ -447,6 +451,30 @@ describe('time', () => {
     expect(one.seen.outcome).toBeUndefined();
     one.client.resetAndDestroy();
     await one.served;
+  });
+});
+
+describe('a house that closes', () => {
+  test('says nothing to who has not said who it is', async () => {
+    const one = await arrive();
+
+    one.seen.abandon?.();
+    await one.served;
+
+    expect(one.heard()).toHaveLength(0);
+    expect(one.events).toEqual(['refused draining']);
+  });
+
+  test('tells a client that is logging in FATAL 57P03', async () => {
+    const one = await arrive();
+    one.client.write(STARTUP);
+    await until(() => one.heard().length === ASKED);
+
+    one.seen.abandon?.();
+    await one.served;
+
+    expect(lastWords(one, ASKED)).toMatchObject({ S: 'FATAL', C: '57P03' });
+    expect(one.events).toEqual(['startup app', 'admit', 'refused draining', 'leave']);
   });
 });
 

@@ -111,7 +111,7 @@ describe('send', () => {
     const { accepted } = await pairs.plain();
     accepted.destroy();
 
-    await expect(send(accepted, WORDS)).rejects.toMatchObject({ code: 'ERR_STREAM_DESTROYED' });
+    await expect(send(accepted, WORDS)).rejects.toMatchObject({ code: 'client_lost' });
   });
 });
 

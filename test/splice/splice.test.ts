@@ -52,7 +52,7 @@ async function session(times: Partial<SpliceTimes> = {}) {
   const client = { stream: outside.accepted as Duplex };
   const upstream = { stream: inside.connected as Duplex };
   held.push(client, upstream);
-  const running = splice(client, upstream, { ...SPLICE_TIMES, ...times });
+  const running = splice(client, upstream, { ...SPLICE_TIMES, halfCloseMs: 60_000, ...times });
   let ended: Outcome | undefined;
   void running.done.then((outcome) => (ended = outcome));
   return {
@@ -338,12 +338,13 @@ describe('finish', () => {
     expect(await heard).toHaveLength(0);
   });
 
-  test('counts once: the first error and the first grace', async () => {
+  test('keeps the first error, and the shortest grace', async () => {
     const one = await session();
     await pass(one.client, one.backend, QUERY);
 
-    one.finish(EXPIRED, 20);
-    one.finish(new ProxyError('shutdown'), 0);
+    one.finish(EXPIRED, 60_000);
+    one.finish(new ProxyError('shutdown'), 20);
+    one.finish(new ProxyError('shutdown'), 60_000);
 
     expect((await one.done).error).toBe(EXPIRED);
     one.finish(new ProxyError('shutdown'), 0);
@@ -383,7 +384,7 @@ describe('a side that takes no byte', () => {
 
     await until(() => received === 24 * chunk.length);
     expect(one.outcome()).toBeUndefined();
-    one.client.destroy();
+    one.client.resetAndDestroy();
     await one.done;
     one.close();
   });
