@@ -24,8 +24,8 @@ export interface Lease {
   readonly greeting: readonly Buffer[];
   readonly cancelTarget: CancelTarget;
   /**
-   * Takes the identity off and closes the session, cancelling what it still runs when it is `busy`;
-   * resolves when PostgreSQL is done with it. Never throws; only the first call counts.
+   * Takes the identity off and closes the session, cancelling what it still runs when it is `busy`; resolves
+   * when its connection is closed. The slot is free when the backend is gone. Never throws; only the first call counts.
    */
   release(busy: boolean): Promise<void>;
 }
@@ -75,7 +75,8 @@ export function createPool(
       createSlots(role, control, upstream.acquireTimeoutMs),
     ]),
   );
-  const releasing = new Set<Promise<void>>();
+  const releasing = new Set<Promise<unknown>>();
+  const closing = new AbortController();
   const housekeeping = setInterval(() => {
     control.sweep().catch(() => {});
     for (const slots of slotsByRole.values()) slots.giveBack();
@@ -103,9 +104,13 @@ export function createPool(
       const cancelTarget = { upstream, processId, secretKey };
       let released: Promise<void> | undefined;
       const release = (busy: boolean) => {
+        const entered = { connection, backend, slot };
         released ??= track(
           releasing,
-          leave({ connection, backend, slot }, control, cancelTarget, busy),
+          leave(entered, control, cancelTarget, busy).then((gone) => {
+            if (gone) return;
+            void track(releasing, waitOut(entered, control, cancelTarget, closing.signal));
+          }),
         );
         return released;
       };
@@ -121,7 +126,8 @@ export function createPool(
       Object.fromEntries([...slotsByRole].map(([role, slots]) => [role, slots.counts()])),
     async close() {
       clearInterval(housekeeping);
-      await Promise.all(releasing);
+      closing.abort();
+      while (releasing.size > 0) await Promise.all(releasing);
       await control.close();
     },
   };
@@ -247,24 +253,44 @@ function isTransient(error: unknown): boolean {
 /**
  * Ends a session: identity off first, so that not one more row is read under it, then the connection,
  * and the slot only when PostgreSQL itself says that the backend is gone.
+ *
+ * @returns whether it is gone; else the slot is still busy, and `waitOut` goes on.
  */
 async function leave(
   { connection, backend, slot }: Entered,
   control: Control,
   cancelTarget: CancelTarget,
   busy: boolean,
-): Promise<void> {
+): Promise<boolean> {
   await control.unbind(backend).catch(() => {});
   if (busy) await cancelQuery(cancelTarget);
   await terminate(connection.stream);
-  for (let pause = 20; ; pause = Math.min(pause * 2, 1_000)) {
-    const alive = await control.unbind(backend).catch(() => undefined);
-    // Without an answer the lease is lost too: `slots` forgets this one, and the next lease looks for live backends.
-    if (alive !== true) return slot.release();
-    await delay(pause, undefined, { ref: false });
-    // It runs on although nobody listens: the first cancel came between two statements, or never arrived.
+  if (!(await isGone(backend, control))) return false;
+  slot.release();
+  return true;
+}
+
+/**
+ * Waits for a backend that runs on although nobody listens, cancelling now and then: the first cancel came
+ * between two statements, or never arrived, or its user catches them. Gives up when the proxy closes.
+ */
+async function waitOut(
+  { backend, slot }: Entered,
+  control: Control,
+  cancelTarget: CancelTarget,
+  closing: AbortSignal,
+): Promise<void> {
+  for (let pause = 20; !closing.aborted; pause = Math.min(pause * 2, 1_000)) {
+    await delay(pause, undefined, { ref: false, signal: closing }).catch(() => {});
     await cancelQuery(cancelTarget);
+    if (await isGone(backend, control)) break;
   }
+  slot.release();
+}
+
+/** Without an answer the lease is lost too: `slots` forgets this one, and the next lease looks for live backends. */
+async function isGone(backend: Backend, control: Control): Promise<boolean> {
+  return (await control.unbind(backend).catch(() => undefined)) !== true;
 }
 
 /** Says goodbye and waits for PostgreSQL to close, which it does when the backend has left its tables. */
@@ -279,7 +305,7 @@ async function terminate(stream: Duplex): Promise<void> {
   clearTimeout(timer);
 }
 
-function track(set: Set<Promise<void>>, promise: Promise<void>): Promise<void> {
+function track<T>(set: Set<Promise<unknown>>, promise: Promise<T>): Promise<T> {
   set.add(promise);
   return promise.finally(() => set.delete(promise));
 }
