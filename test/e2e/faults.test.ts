@@ -642,6 +642,28 @@ describe.each([{ tls: false }, { tls: true }])('the end of the proxy (tls: $tls)
     expect(silent.heard).toEqual([]);
     expect(stack.proxy.counts()).toMatchObject({ connections: 0, clients: 0 });
   });
+
+  it('does not wait for a statement that nothing can cancel', async () => {
+    await using house = await openHouse({ slots: 2, tls });
+    const { stack, token } = house;
+    using client = await RawClient.login({ host: stack.host, port: stack.port, tls }, token);
+    client.send(
+      query(
+        'do $$ begin loop begin perform pg_sleep(60);' +
+          ' exception when query_canceled then null; end; end loop; end $$',
+      ),
+    );
+    await until(async () => {
+      const { rowCount } = await house.admin.query(
+        "select from pg_stat_activity where state = 'active' and query like 'do %'",
+      );
+      return rowCount === 1;
+    });
+    const began = performance.now();
+    await stack.proxy.close();
+
+    expect(performance.now() - began).toBeLessThan(6_000);
+  });
 });
 
 describe('TLS to the upstream', () => {
