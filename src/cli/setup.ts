@@ -1,16 +1,33 @@
 /**
- * `pgjot setup`: installs the roles, slots and session functions of an upstream, or prints the SQL that would.
+ * `pgjot setup`: installs the roles, slots and session functions of an upstream, prints the SQL that would, or removes them.
  *
- * The administrator's connection comes from $PGJOT_ADMIN_URL and is kept nowhere. May be run again at any time.
+ * The administrator's connection comes from $PGJOT_ADMIN_URL and is kept nowhere. May be run again at any
+ * time; it prints what it changed and says nothing of what was there already.
  */
 import { Command } from 'commander';
-import { Client, DatabaseError } from 'pg';
-import { loadConfig, readSecret } from '../config.ts';
-import { install, planInstall } from '../session-sql/install.ts';
+import { DatabaseError, type Client } from 'pg';
+import { readSecret, type UpstreamConfig } from '../config.ts';
+import {
+  install,
+  planInstall,
+  planUninstall,
+  uninstall,
+  type InstallOptions,
+  type SchemaGrant,
+} from '../session-sql/install.ts';
+import { ADMIN_URL, answer, connectAsAdmin, upstreamNamed } from './admin.ts';
 import { CommandError } from './failure.ts';
 import { CONFIG_FILE } from './start.ts';
+import { visible } from './table.ts';
 
-const ADMIN_URL = 'PGJOT_ADMIN_URL';
+interface SetupOptions {
+  readonly config: string;
+  readonly dryRun?: true;
+  readonly grantSchema: readonly string[];
+  readonly forceRls?: true;
+  readonly uninstall?: true;
+  readonly keepRoles?: true;
+}
 
 /** The command. */
 export function setupCommand(): Command {
@@ -19,6 +36,15 @@ export function setupCommand(): Command {
     .argument('<upstream>', 'its name in the configuration')
     .option('--config <file>', 'the configuration', CONFIG_FILE)
     .option('--dry-run', 'print the SQL, as a script for psql, and change nothing')
+    .option(
+      '--grant-schema <name[:role]>',
+      'let clients use the tables of this schema, now and by default: all roles of the upstream, or one; repeatable',
+      (name: string, names: readonly string[]) => [...names, name],
+      [],
+    )
+    .option('--force-rls', 'enable and force Row-Level Security on every table of those schemas')
+    .option('--uninstall', 'remove them; the group roles and the tables stay')
+    .option('--keep-roles', 'with --uninstall: leave the roles, which other databases use')
     .addHelpText(
       'after',
       `
@@ -28,78 +54,69 @@ CREATEROLE that owns it, or a superuser.`,
     .action(setUp);
 }
 
-async function setUp(name: string, options: { config: string; dryRun?: true }): Promise<void> {
-  const config = loadConfig(options.config);
-  const upstream = Object.hasOwn(config.upstreams, name) ? config.upstreams[name] : undefined;
-  if (upstream === undefined) {
-    const known = Object.keys(config.upstreams).join(', ');
-    throw new CommandError('usage', `"${name}" is not an upstream of ${options.config}: ${known}`);
+async function setUp(name: string, options: SetupOptions): Promise<void> {
+  const problem = contradiction(options);
+  if (problem !== undefined) throw new CommandError('usage', problem);
+  const { upstream } = upstreamNamed(name, options.config);
+  if (options.uninstall) {
+    const how = { keepRoles: options.keepRoles === true };
+    if (options.dryRun) return console.log((await planUninstall(how)).join('\n\n'));
+    return change(upstream, (admin) => uninstall(admin, how), 'nothing was there to remove');
   }
-  const plan = {
+  const wanted: InstallOptions = {
     secret: readSecret(upstream.secret, `upstreams.${name}.secret`),
     roles: upstream.roles,
+    grants: options.grantSchema.flatMap((text) => schemaGrants(text, Object.keys(upstream.roles))),
+    forceRls: options.forceRls === true,
   };
-  if (options.dryRun) {
-    console.log((await planInstall(plan)).join('\n\n'));
-    return;
-  }
+  if (options.dryRun) return console.log((await planInstall(wanted)).join('\n\n'));
+  return change(
+    upstream,
+    (admin) => install(admin, wanted),
+    'nothing was missing; the passwords were set anew, as they are each time',
+  );
+}
 
-  const admin = await connectAsAdmin(upstream.database);
+function contradiction(options: SetupOptions): string | undefined {
+  const { grantSchema, forceRls, keepRoles } = options;
+  if (options.uninstall && (grantSchema.length > 0 || forceRls)) {
+    return '--uninstall goes with neither --grant-schema nor --force-rls';
+  }
+  if (keepRoles && !options.uninstall) return '--keep-roles is for --uninstall';
+  if (forceRls && grantSchema.length === 0) return '--force-rls needs --grant-schema';
+  return undefined;
+}
+
+/** `public` is for every role of the upstream, `public:analyst` for one. */
+function schemaGrants(text: string, roles: readonly string[]): SchemaGrant[] {
+  const colon = text.lastIndexOf(':');
+  if (colon === -1) return roles.map((role) => ({ schema: text, role }));
+  const [schema, role] = [text.slice(0, colon), text.slice(colon + 1)];
+  if (roles.includes(role)) return [{ schema, role }];
+  throw new CommandError(
+    'usage',
+    `--grant-schema ${text}: "${role}" is not a role of the upstream: ${roles.join(', ')}`,
+  );
+}
+
+/** Makes the changes and prints them, one line each. */
+async function change(
+  { database }: UpstreamConfig,
+  work: (admin: Client) => Promise<readonly string[]>,
+  unchanged: string,
+): Promise<void> {
+  const admin = await connectAsAdmin(database, 'pgjot setup');
+  admin.on('notice', ({ severity, message = '' }) => {
+    if (severity !== 'INFO') console.error(visible(`${severity}:  ${message}`));
+  });
   try {
-    await install(admin, plan);
+    const changes = await work(admin);
+    for (const line of changes.length > 0 ? changes : [unchanged]) console.log(visible(line));
   } catch (error) {
-    throw refusal(error);
+    if (!(error instanceof DatabaseError)) throw error;
+    const text = visible(answer(error));
+    throw new CommandError('failure', `nothing was changed: ${text}`, { cause: error });
   } finally {
     await admin.end().catch(() => {});
   }
-  for (const [role, { slots }] of Object.entries(upstream.roles)) {
-    console.log(`role "${role}" with ${slots} slots is ready in database "${upstream.database}"`);
-  }
-}
-
-async function connectAsAdmin(database: string): Promise<Client> {
-  const url = process.env[ADMIN_URL];
-  if (url === undefined || url === '') {
-    throw new CommandError(
-      'usage',
-      `set ${ADMIN_URL} to the administrator's connection (postgres://…)`,
-    );
-  }
-  const admin = adminClient(url);
-  if (admin.database !== database) {
-    // The roles would be right, but the session functions would be in the wrong place.
-    throw new CommandError(
-      'usage',
-      `${ADMIN_URL} leads to database "${admin.database}", the upstream's is "${database}"`,
-    );
-  }
-  admin.on('error', () => {});
-  admin.on('notice', ({ severity, message }) => console.error(`${severity}:  ${message}`));
-  await admin.connect().catch((cause: Error) => {
-    throw new CommandError('unavailable', `cannot connect with ${ADMIN_URL}: ${reason(cause)}`, {
-      cause,
-    });
-  });
-  return admin;
-}
-
-/** The parser's own message would repeat the URL, and with it the password. */
-function adminClient(url: string): Client {
-  try {
-    return new Client({ connectionString: url, application_name: 'pgjot setup' });
-  } catch {
-    throw new CommandError('usage', `${ADMIN_URL} is not a connection URL (postgres://…)`);
-  }
-}
-
-function refusal(error: unknown): unknown {
-  if (!(error instanceof DatabaseError)) return error;
-  const more = [error.detail && `DETAIL: ${error.detail}`, error.hint && `HINT: ${error.hint}`];
-  const text = [`${error.severity} ${error.code}: ${error.message}`, ...more.filter(Boolean)];
-  return new CommandError('failure', `nothing was changed: ${text.join('  ')}`, { cause: error });
-}
-
-/** Node puts what happened at each address of a host name into an AggregateError without a message. */
-function reason(error: Error): string {
-  return error instanceof AggregateError ? String(error.errors[0]) : error.message;
 }

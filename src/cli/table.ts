@@ -66,8 +66,12 @@ function width(text: string): number {
   return /^[\x20-\x7e]*$/.test(text) ? text.length : [...graphemes.segment(text)].length;
 }
 
-/** Attack: a stored value with escape sequences that rewrite the terminal of whoever reads it. */
-function visible(text: string): string {
+/**
+ * The text with its control characters spelt out.
+ *
+ * Attack: a stored value with escape sequences that rewrite the terminal of whoever reads it.
+ */
+export function visible(text: string): string {
   return text.replaceAll(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, (character) => {
     const short = { '\n': '\\n', '\r': '\\r', '\t': '\\t' }[character];
     const code = character.codePointAt(0) ?? 0;

@@ -1,13 +1,19 @@
 /**
  * Installs the SQL objects of session mode `portable`: roles, schema `pgjot`, the `auth.*` functions.
  *
- * What is installed, and why, is in `portable.sql` and `auth.sql`; this file gives them names and
- * verifiers and runs them in one transaction. It neither looks for problems (`pgjot doctor`) nor
- * opens the administrator's connection.
+ * What is installed, and why, is in `portable.sql`, `auth.sql` and `grants.sql`; what removes it again, in
+ * `uninstall.sql`. This file gives them names and verifiers and runs them in one transaction. It neither
+ * looks for problems (`pgjot doctor`) nor opens the administrator's connection.
  */
 import { readFile } from 'node:fs/promises';
 import pg from 'pg';
 import { CONTROL_ROLE, derivePassword, scramVerifier, slotName } from './credentials.ts';
+
+/**
+ * The version of the SQL objects, which `pgjot.version()` returns. It grows whenever the objects change, so
+ * that `pgjot doctor` can tell who must run `pgjot setup` again.
+ */
+export const SESSION_SQL_VERSION = 1;
 
 /** What to install. `roles` is the whole list: slots that it no longer names are retired. */
 export interface InstallOptions {
@@ -15,6 +21,22 @@ export interface InstallOptions {
   readonly secret: string;
   /** Group roles, and how many slots each has. */
   readonly roles: Readonly<Record<string, { readonly slots: number }>>;
+  /** Schemas whose tables, present and future, group roles may use. What was granted earlier stays granted. */
+  readonly grants?: readonly SchemaGrant[];
+  /** Whether to enable and force Row-Level Security on every table of those schemas. */
+  readonly forceRls?: boolean;
+}
+
+/** A schema of the application, and a group role that may use its tables. */
+export interface SchemaGrant {
+  readonly schema: string;
+  readonly role: string;
+}
+
+/** How to uninstall. */
+export interface UninstallOptions {
+  /** Leave the roles alone, because other databases of the cluster use them. */
+  readonly keepRoles?: boolean;
 }
 
 /** A row of the setting `pgjot_install.slots`, which `portable.sql` reads. */
@@ -25,8 +47,17 @@ interface PlannedSlot {
   readonly verifier: string;
 }
 
-/** The settings that `portable.sql` reads, by name. */
-type InstallSettings = Readonly<Record<string, string>>;
+/** SQL files, and the settings that they read, by name. */
+interface Script {
+  readonly settings: Readonly<Record<string, string>>;
+  readonly files: readonly string[];
+}
+
+/** The part of a NoticeResponse that we read. */
+interface Notice {
+  readonly severity: string | undefined;
+  readonly message: string | undefined;
+}
 
 const MAX_SLOTS = 10_000;
 
@@ -37,16 +68,7 @@ const MAX_SLOTS = 10_000;
  * @throws {TypeError} when a slot's name would be too long, or a slot count is not between 1 and 10,000.
  */
 export async function planInstall(options: InstallOptions): Promise<readonly string[]> {
-  const settings = await installSettings(options);
-  return [
-    'BEGIN;',
-    ...Object.entries(settings).map(
-      ([name, value]) => `SET LOCAL ${name} = ${pg.escapeLiteral(value)};`,
-    ),
-    await readSql('portable.sql'),
-    await readSql('auth.sql'),
-    'COMMIT;',
-  ];
+  return plan(await installScript(options));
 }
 
 /**
@@ -57,20 +79,35 @@ export async function planInstall(options: InstallOptions): Promise<readonly str
  * `admin` needs CREATEROLE and the database, or to be a superuser; it stays open and must not be
  * inside a transaction.
  *
+ * @returns what was changed, one line each. That passwords were set, as they are every time, is not among it.
  * @throws {TypeError} when a slot's name would be too long, or a slot count is not between 1 and 10,000.
  * @throws {pg.DatabaseError} when PostgreSQL refuses; nothing has changed then.
  */
-export async function install(admin: pg.Client, options: InstallOptions): Promise<void> {
-  const settings = await installSettings(options);
-  const portable = await readSql('portable.sql');
-  const auth = await readSql('auth.sql');
-  await inTransaction(admin, async () => {
-    for (const [name, value] of Object.entries(settings)) {
-      await admin.query('SELECT pg_catalog.set_config($1, $2, true)', [name, value]);
-    }
-    await admin.query(portable);
-    await admin.query(auth);
-  });
+export async function install(
+  admin: pg.Client,
+  options: InstallOptions,
+): Promise<readonly string[]> {
+  return run(admin, await installScript(options));
+}
+
+/** The statements that `uninstall` would run, in order, as a script for psql. */
+export async function planUninstall(options: UninstallOptions = {}): Promise<readonly string[]> {
+  return plan(uninstallScript(options));
+}
+
+/**
+ * Removes what `install` made in the database that `admin` is connected to, in one transaction. Group roles
+ * and the application's tables stay. `admin` as for `install`.
+ *
+ * @returns what was removed, one line each.
+ * @throws {pg.DatabaseError} 55006 while sessions use the roles, 2BP01 while policies or other databases use
+ *   what would go; nothing has changed then.
+ */
+export async function uninstall(
+  admin: pg.Client,
+  options: UninstallOptions = {},
+): Promise<readonly string[]> {
+  return run(admin, uninstallScript(options));
 }
 
 /**
@@ -80,13 +117,11 @@ export async function install(admin: pg.Client, options: InstallOptions): Promis
  * @throws {pg.DatabaseError} when PostgreSQL refuses; nothing has changed then.
  */
 export async function installDemo(admin: pg.Client): Promise<void> {
-  const demo = await readSql('demo.sql');
-  await inTransaction(admin, async () => {
-    await admin.query(demo);
-  });
+  await run(admin, { settings: {}, files: ['demo.sql'] });
 }
 
-async function installSettings({ secret, roles }: InstallOptions): Promise<InstallSettings> {
+async function installScript(options: InstallOptions): Promise<Script> {
+  const { secret, roles, grants = [], forceRls = false } = options;
   const names = Object.entries(roles).flatMap(([role, { slots }]) => {
     if (!Number.isInteger(slots) || slots < 1 || slots > MAX_SLOTS) {
       throw new TypeError(
@@ -104,9 +139,56 @@ async function installSettings({ secret, roles }: InstallOptions): Promise<Insta
     names.map(async (one) => ({ ...one, verifier: await verifierOf(one.slot) })),
   );
   return {
-    'pgjot_install.control': await verifierOf(CONTROL_ROLE),
-    'pgjot_install.slots': JSON.stringify(planned),
+    settings: {
+      'pgjot_install.version': String(SESSION_SQL_VERSION),
+      'pgjot_install.control': await verifierOf(CONTROL_ROLE),
+      'pgjot_install.slots': JSON.stringify(planned),
+      ...(grants.length > 0 && {
+        'pgjot_install.grants': JSON.stringify(grants),
+        'pgjot_install.force_rls': String(forceRls),
+      }),
+    },
+    files: ['portable.sql', 'auth.sql', ...(grants.length > 0 ? ['grants.sql'] : [])],
   };
+}
+
+function uninstallScript({ keepRoles = false }: UninstallOptions): Script {
+  return {
+    settings: { 'pgjot_install.keep_roles': String(keepRoles) },
+    files: ['uninstall.sql'],
+  };
+}
+
+async function plan({ settings, files }: Script): Promise<readonly string[]> {
+  return [
+    '-- psql -X -v ON_ERROR_STOP=1 -f …\nBEGIN;',
+    ...Object.entries(settings).map(
+      ([name, value]) => `SET LOCAL ${name} = ${pg.escapeLiteral(value)};`,
+    ),
+    ...(await Promise.all(files.map(readSql))),
+    'COMMIT;',
+  ];
+}
+
+/** Runs the script in one transaction and returns what its INFO messages said. */
+async function run(admin: pg.Client, { settings, files }: Script): Promise<readonly string[]> {
+  const texts = await Promise.all(files.map(readSql));
+  const changes: string[] = [];
+  const onNotice = ({ severity, message }: Notice) => {
+    if (severity === 'INFO') changes.push(message ?? '');
+  };
+  admin.on('notice', onNotice);
+  try {
+    await inTransaction(admin, async () => {
+      for (const [name, value] of Object.entries(settings)) {
+        await admin.query('SELECT pg_catalog.set_config($1, $2, true)', [name, value]);
+      }
+      for (const text of texts) await admin.query(text);
+    });
+  } finally {
+    admin.off('notice', onNotice);
+  }
+  return changes;
 }
 
 async function inTransaction(admin: pg.Client, work: () => Promise<void>): Promise<void> {

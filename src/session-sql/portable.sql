@@ -4,8 +4,9 @@
 -- owns the database. It is one transaction (install.ts opens and commits it) and may be run again at any
 -- time: to change the number of slots, to rotate the secret, to repair slots that a client has spoilt.
 --
--- install.ts, or the output of `pgjot setup --dry-run`, provides two settings first:
+-- install.ts, or the output of `pgjot setup --dry-run`, provides three settings first:
 --
+--   pgjot_install.version   the version of these objects, a number that grows
 --   pgjot_install.control   the SCRAM verifier of pgjot_control
 --   pgjot_install.slots     [{"role": "authenticated", "slot": "pgjot_authenticated_1",
 --                             "number": 1, "verifier": "SCRAM-SHA-256$…"}, …]
@@ -18,12 +19,23 @@
 -- *group* role. Its identity is a row of pgjot.session, keyed by backend pid and start time, that only the
 -- control connection can write. Nothing that a client can change (settings, temporary objects, sequences,
 -- search_path, roles) takes part in reading it.
+--
+-- What it changes it says in INFO messages, one line each, whatever client_min_messages is; what was there
+-- already it does not mention. (Passwords are set every time: whether that changes one, nobody can see.)
 
 
 -- The administrator's search_path may hold a schema in which somebody else planted an operator.
 SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL client_min_messages = warning;      -- not one NOTICE for each thing that exists already
-SELECT set_config('pgjot_install.admin', current_user, true);
+DO $$ BEGIN PERFORM set_config('pgjot_install.admin', current_user, true); END $$;
+
+-- What the functions are like now, to tell at the end (auth.sql) which of them have changed.
+CREATE OR REPLACE FUNCTION pg_temp.our_functions() RETURNS jsonb
+LANGUAGE sql STABLE AS $$
+  SELECT coalesce(jsonb_object_agg(p.oid::regprocedure, md5(pg_get_functiondef(p.oid) || coalesce(p.proacl::text, ''))), '{}')
+    FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+   WHERE n.nspname IN ('pgjot', 'auth') AND p.prokind = 'f' AND p.proowner = to_regrole('pgjot_owner')
+$$;
 
 CREATE OR REPLACE FUNCTION pg_temp.wanted_slots()
 RETURNS TABLE (role name, slot name, number int4, verifier text)
@@ -31,6 +43,34 @@ LANGUAGE sql STABLE AS $$
   SELECT * FROM jsonb_to_recordset(current_setting('pgjot_install.slots')::jsonb)
              AS x (role name, slot name, number int4, verifier text)
 $$;
+
+
+-- 0. From another version -----------------------------------------------------------------------------------
+--
+-- Everything below can be run over what an older version left: roles are brought into shape, functions are
+-- replaced, and those that this version does not have are dropped (section 4). What CREATE TABLE IF NOT EXISTS
+-- cannot do, a new column for instance, is one ALTER TABLE … IF NOT EXISTS behind the CREATE in section 2.
+DO $version$
+DECLARE
+  ours      constant int4 := current_setting('pgjot_install.version')::int4;
+  -- Read and not called: whoever took the schema's name before us shall not run code as the administrator.
+  installed constant int4 := (
+    SELECT substring(pg_get_function_sqlbody(p.oid), '\d{1,9}')::int4
+      FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+     WHERE n.nspname = 'pgjot' AND p.proname = 'version' AND p.pronargs = 0);
+BEGIN
+  IF installed > ours THEN
+    RAISE EXCEPTION 'pgjot: version % of the session functions is installed, newer than version % of this program',
+      installed, ours USING ERRCODE = '55000', HINT = 'Use the pgjot that installed it, or a later one.';
+  END IF;
+  PERFORM set_config('pgjot_install.installed', coalesce(installed::text, ''), true);
+  PERFORM set_config('pgjot_install.functions', pg_temp.our_functions()::text, true);
+  IF current_setting('server_version_num')::int4 >= 160000 THEN
+    -- Else CREATE ROLE may make the administrator a full member of every slot.
+    PERFORM set_config('createrole_self_grant', '', true);
+  END IF;
+END
+$version$;
 
 
 -- 1. Roles --------------------------------------------------------------------------------------------------
@@ -50,6 +90,7 @@ DECLARE
   wanted   record;
   setting  record;
   stray    regrole;
+  made     name[] := '{}';       -- the group of each slot that is made
 BEGIN
   FOR wanted IN
     SELECT DISTINCT role FROM pg_temp.wanted_slots()
@@ -59,6 +100,7 @@ BEGIN
     END IF;
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = wanted.role) THEN
       EXECUTE format('CREATE ROLE %I NOLOGIN', wanted.role);
+      RAISE INFO 'created role "%"', wanted.role;
     ELSIF EXISTS (SELECT FROM pg_roles WHERE rolname = wanted.role
                      AND (rolsuper OR rolbypassrls OR rolcreaterole OR rolreplication)) THEN
       RAISE EXCEPTION 'pgjot: role "%" must not be SUPERUSER, BYPASSRLS, CREATEROLE or REPLICATION', wanted.role
@@ -68,9 +110,11 @@ BEGIN
 
   IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'pgjot_owner') THEN
     CREATE ROLE pgjot_owner;
+    RAISE INFO 'created role "pgjot_owner"';
   END IF;
   IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'pgjot_control') THEN
     CREATE ROLE pgjot_control;
+    RAISE INFO 'created role "pgjot_control"';
   END IF;
   ALTER ROLE pgjot_owner NOLOGIN INHERIT;
   EXECUTE format('ALTER ROLE pgjot_control LOGIN NOINHERIT CONNECTION LIMIT 16 PASSWORD %L',
@@ -78,7 +122,8 @@ BEGIN
   EXECUTE 'GRANT pgjot_control TO pgjot_owner' || to_owner;
 
   FOR wanted IN
-    SELECT x.*, s.oid
+    SELECT x.*, s.oid, s.rolvaliduntil < 'infinity' AS expires,
+           NOT (s.rolcanlogin AND s.rolinherit AND s.rolconnlimit = 1) AS altered
       FROM pg_temp.wanted_slots() x
       LEFT JOIN pg_roles s ON s.rolname = x.slot
      ORDER BY x.role, x.number
@@ -87,17 +132,27 @@ BEGIN
       EXECUTE format('CREATE ROLE %I LOGIN INHERIT CONNECTION LIMIT 1 PASSWORD %L', wanted.slot, wanted.verifier);
       EXECUTE format('GRANT %I TO %I', wanted.role, wanted.slot);
       EXECUTE format('GRANT %I TO pgjot_owner', wanted.slot) || to_owner;
+      made := made || wanted.role;
       CONTINUE;
     END IF;
 
     EXECUTE format('ALTER ROLE %I LOGIN INHERIT CONNECTION LIMIT 1 PASSWORD %L', wanted.slot, wanted.verifier);
+    IF wanted.altered THEN
+      RAISE INFO 'gave slot "%" its attributes back', wanted.slot;
+    END IF;
+    IF wanted.expires THEN
+      EXECUTE format('ALTER ROLE %I VALID UNTIL ''infinity''', wanted.slot);
+      RAISE INFO 'let slot "%" expire no more', wanted.slot;
+    END IF;
     IF NOT EXISTS (SELECT FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid
                     WHERE m.member = wanted.oid AND g.rolname = wanted.role) THEN
       EXECUTE format('GRANT %I TO %I', wanted.role, wanted.slot);
+      RAISE INFO 'made slot "%" a member of "%" again', wanted.slot, wanted.role;
     END IF;
     IF NOT EXISTS (SELECT FROM pg_auth_members m
                     WHERE m.roleid = wanted.oid AND m.member = 'pgjot_owner'::regrole) THEN
       EXECUTE format('GRANT %I TO pgjot_owner', wanted.slot) || to_owner;
+      RAISE INFO 'granted slot "%" to "pgjot_owner" again', wanted.slot;
     END IF;
 
     -- Repair what a client can do to the role it is logged in as: ALTER ROLE … SET, …
@@ -107,6 +162,7 @@ BEGIN
        WHERE s.setrole = wanted.oid
     LOOP
       EXECUTE format('ALTER ROLE %I%s RESET ALL', wanted.slot, setting.scope);
+      RAISE INFO 'reset the settings of slot "%"%', wanted.slot, lower(setting.scope);
     END LOOP;
     -- … and, before PostgreSQL 15, grant itself away (every role was an administrator of itself).
     IF version < 150000 THEN
@@ -115,8 +171,14 @@ BEGIN
          WHERE m.roleid = wanted.oid AND m.member <> 'pgjot_owner'::regrole
       LOOP
         EXECUTE format('REVOKE %I FROM %s', wanted.slot, stray);
+        RAISE INFO 'took slot "%" back from role %', wanted.slot, stray;
       END LOOP;
     END IF;
+  END LOOP;
+  FOR wanted IN
+    SELECT role, count(*) AS slots FROM unnest(made) role GROUP BY role ORDER BY role
+  LOOP
+    RAISE INFO 'created % slots of role "%"', wanted.slots, wanted.role;
   END LOOP;
 
   -- Databases are often hardened by REVOKE CONNECT … FROM PUBLIC. Slots inherit their group's.
@@ -126,6 +188,7 @@ BEGIN
   LOOP
     IF NOT has_database_privilege(wanted.role, current_database(), 'CONNECT') THEN
       EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), wanted.role);
+      RAISE INFO 'let role "%" connect to database "%"', wanted.role, current_database();
     END IF;
   END LOOP;
 END
@@ -416,8 +479,32 @@ CREATE OR REPLACE FUNCTION pgjot.jwt() RETURNS jsonb
 LANGUAGE sql STABLE PARALLEL RESTRICTED RETURN pgjot.claims();
 
 -- Of these objects, not of pgjot.
-CREATE OR REPLACE FUNCTION pgjot.version() RETURNS text
-LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN '1';
+DO $version$
+BEGIN
+  EXECUTE format('CREATE OR REPLACE FUNCTION pgjot.version() RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN %L',
+                 current_setting('pgjot_install.version'));
+END
+$version$;
+
+-- What only an older version had could still be called by whoever could call it then.
+DO $former$
+DECLARE
+  former text;
+BEGIN
+  FOR former IN
+    SELECT p.oid::regprocedure FROM pg_proc p
+     WHERE p.pronamespace = 'pgjot'::regnamespace AND p.proowner = 'pgjot_owner'::regrole
+       AND p.oid <> ALL (ARRAY[
+         'pgjot.backends(int4)', 'pgjot.assert_control()', 'pgjot.bind(int4, int8, jsonb, int8)', 'pgjot.unbind(int4, int8)',
+         'pgjot.lease(name, int4)', 'pgjot.release(name)', 'pgjot.sweep()', 'pgjot.hello()', 'pgjot.claims()',
+         'pgjot.user_id()', 'pgjot.uid()', 'pgjot.session()', 'pgjot.jwt()', 'pgjot.version()']::regprocedure[])
+  LOOP
+    -- Not CASCADE: a policy may depend on it.
+    EXECUTE format('DROP ROUTINE %s', former);
+    RAISE INFO 'dropped function %, which this version does not have', former;
+  END LOOP;
+END
+$former$;
 
 
 -- 5. Privileges ---------------------------------------------------------------------------------------------
@@ -455,6 +542,7 @@ BEGIN
       EXECUTE format('REVOKE ALL ON ALL FUNCTIONS IN SCHEMA pgjot FROM %I', g.role);
       EXECUTE format('REVOKE ALL ON SCHEMA pgjot FROM %I', g.role);
       EXECUTE format('REVOKE ALL (wire) ON pgjot.drop_owned_guard FROM %I', g.role);
+      RAISE INFO 'retired role "%"', g.role;
     END IF;
   END LOOP;
   -- Whoever writes policies must be allowed to name the readers, and to pass that on.
@@ -476,6 +564,7 @@ ON CONFLICT DO NOTHING;
 
 DO $surplus$
 DECLARE
+  dropped int4 := 0;
   -- Roles belong to the whole cluster. Where another database has pgjot too (its schema depends on
   -- pgjot_owner), the slots may be in use there, and only this database forgets them.
   shared constant bool := EXISTS (
@@ -496,11 +585,19 @@ BEGIN
                       WHERE r.rolname = gone) THEN
         BEGIN
           EXECUTE format('DROP ROLE %I', gone);
+          dropped := dropped + 1;
         EXCEPTION WHEN dependent_objects_still_exist THEN
           RAISE WARNING 'pgjot: slot "%" owns objects and stays, without login', gone;
         END;
+      ELSE
+        RAISE INFO 'slot "%" is in use: it may not log in again, and the next setup drops it', gone;
       END IF;
     END LOOP;
+    IF dropped > 0 THEN
+      RAISE INFO 'dropped % slots that are no longer wanted', dropped;
+    END IF;
+  ELSIF surplus <> '{}' THEN
+    RAISE INFO 'retired % slots in this database; another one may use them', cardinality(surplus);
   END IF;
   SET LOCAL ROLE pgjot_owner;
   DELETE FROM pgjot.slot s

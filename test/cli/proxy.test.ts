@@ -67,12 +67,9 @@ describe('pgjot setup, check, start and sql, in that order', () => {
     expect(before.stderr).toMatch(
       /^upstreams\.main: .*"pgjot setup main" installs what is missing\n$/,
     );
-    expect(setup).toEqual({
-      status: 0,
-      stdout: `role "authenticated" with 4 slots is ready in database "${database}"\n`,
-      stderr: '',
-    });
-    expect(again).toEqual(setup);
+    expect(setup).toMatchObject({ status: 0, stderr: '' });
+    expect(setup.stdout).toContain('created 4 slots of role "authenticated"\n');
+    expect(again).toMatchObject({ status: 0, stderr: '' });
     expect(after).toEqual({ status: 0, stdout: 'proxy.config.json is fine\n', stderr: '' });
     expect(who).toEqual({
       status: 0,
