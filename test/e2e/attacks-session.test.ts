@@ -9,6 +9,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { derivePassword, slotName } from '../../src/session-sql/credentials.ts';
 import { postgresVersions } from '../support/postgres.ts';
 import { SECRET, startStack, until, type Stack } from '../support/stack.ts';
+import { inTurns } from './attack-stack.ts';
 
 const SLOTS = 12;
 // Stands in Bob's SQL and claims: nobody else may ever read it.
@@ -533,6 +534,25 @@ describe.each(targets)('on PostgreSQL $version (tls: $tls)', ({ version, tls }) 
     expect(rows).toEqual([{ n: 2 }]);
     await other.end();
     await eve.end();
+  });
+
+  it('keeps sixty users apart who come and go at once over a few slots', async () => {
+    const mistaken: string[] = [];
+    const users = Array.from({ length: 60 }, (_, i) => `user-${i}`);
+    await inTurns(15, users, async (sub) => {
+      const client = await stack.connect(sub);
+      await client.query("insert into todos (task) values ('mine')");
+      const { rows } = await client.query(
+        "select auth.user_id() as me, string_agg(distinct user_id, ',') as owners, count(*)::int as n from todos",
+      );
+      if (rows[0].me !== sub || rows[0].owners !== sub || rows[0].n !== 1) {
+        mistaken.push(`${sub}: ${JSON.stringify(rows[0])}`);
+      }
+      await client.end();
+    });
+
+    expect(mistaken).toEqual([]);
+    await admin.query("delete from todos where user_id like 'user-%'");
   });
 
   it('guesses no password of a slot, and lets nobody ask for one by name', async () => {
