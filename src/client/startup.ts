@@ -43,6 +43,8 @@ const OWNED =
 const NO_SETTINGS: ReadonlySet<string> = new Set(['user', 'database', 'options', 'replication']);
 
 const MAX_VALUE_BYTES = 1_024;
+// Our own StartupMessage carries them too, beside longer names than the client's, and has the same 10,000 bytes.
+const MAX_PARAMETERS_BYTES = 8_192;
 
 /** What a StartupMessage asks for, once the firewall has had its say. */
 export interface StartupRequest {
@@ -86,7 +88,12 @@ export function judgeStartup(
   refuseReplication(take(direct, 'replication'));
   // A parameter of its own beats the same setting inside `options`, as in PostgreSQL.
   const parameters = new Map([...parseOptions(take(direct, 'options') ?? ''), ...direct]);
-  for (const [name, value] of parameters) refuseUnlessAllowed(name, value, alsoAllowed);
+  let bytes = 0;
+  for (const [name, value] of parameters) {
+    refuseUnlessAllowed(name, value, alsoAllowed);
+    bytes += name.length + Buffer.byteLength(value) + 2;
+    if (bytes > MAX_PARAMETERS_BYTES) throw new ProxyError('parameter_forbidden', { name });
+  }
   return { user, database, parameters };
 }
 

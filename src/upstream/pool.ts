@@ -184,8 +184,11 @@ async function enter(
     if (fault === 'spoilt') {
       slot.quarantine(QUARANTINE_MS);
       door.onQuarantine(slot.name, refusal);
+      // What the slot's last user made PostgreSQL say is not for this one to read.
+      refusal = new ProxyError('upstream_login_rejected', { cause: refusal.cause });
     } else if (fault === 'in use') {
       slot.quarantine(IN_USE_MS);
+      refusal = new ProxyError('pool_timeout', { cause: refusal.cause });
     } else {
       slot.release();
       throw refusal;

@@ -196,6 +196,25 @@ describe('what passes', () => {
     expect(codeOf(() => judge([['_PQ_.foo', 'bar']]))).toBe('parameter_forbidden');
   });
 
+  test('is at most 8,192 bytes with all the others, since the upstream has room for no more', () => {
+    const parameters = (bytes: number) =>
+      [
+        'search_path',
+        'application_name',
+        'datestyle',
+        'timezone',
+        'intervalstyle',
+        'jit',
+        'geqo',
+        'bytea_output',
+      ].map((name): [string, string] => [name, 'x'.repeat(bytes - name.length - 2)]);
+
+    expect(() => judgeStartup([['user', 'u'], ...parameters(1_024)], [])).not.toThrow();
+    expect(() =>
+      judgeStartup([['user', 'u'], ...parameters(1_024), ['lock_timeout', '1']], []),
+    ).toThrow('permission denied to set parameter "lock_timeout"');
+  });
+
   test('is at most 1,024 bytes (attack B4)', () => {
     const value = 'ä'.repeat(512);
 
