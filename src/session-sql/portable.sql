@@ -80,7 +80,7 @@ $version$;
 --                      One role each, because two sessions of one role can read each other's running
 --                      SQL and terminate one another. CONNECTION LIMIT 1 makes PostgreSQL itself refuse a
 --                      second session on a slot, whatever a proxy may believe.
---   control  LOGIN     member of nothing, may call bind, unbind, lease, release, sweep
+--   control  LOGIN     member of nothing, may call bind, unbind, terminate, lease, release, sweep
 --   owner    NOLOGIN   owns the schema; member of slots and control for one purpose: without it
 --                      pg_stat_get_activity() hides the start time of their backends
 DO $roles$
@@ -340,6 +340,21 @@ BEGIN
 END
 $$;
 
+-- Ends the backend of a slot, for when nobody listens to it any more: a statement that catches query_canceled
+-- outlives every cancel, and each one that is left running costs a slot. Returns whether there was one to end.
+CREATE OR REPLACE FUNCTION pgjot.terminate(p_pid int4, p_start int8) RETURNS bool
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  PERFORM pgjot.assert_control();
+  RETURN coalesce((
+    SELECT pg_terminate_backend(b.pid)
+      FROM pgjot.backends(p_pid) b
+      JOIN pg_roles r   ON r.oid = b.login
+      JOIN pgjot.slot t ON t.slot = r.rolname
+     WHERE b.started = p_start), false);
+END
+$$;
+
 -- Leases up to p_count free slots of a group to the calling control backend. Free: nobody alive has leased
 -- it, and nobody is logged in as it, in any database of the cluster.
 CREATE OR REPLACE FUNCTION pgjot.lease(p_role name, p_count int4) RETURNS SETOF name
@@ -496,7 +511,7 @@ BEGIN
      WHERE p.pronamespace = 'pgjot'::regnamespace AND p.proowner = 'pgjot_owner'::regrole
        AND p.oid <> ALL (ARRAY[
          'pgjot.backends(int4)', 'pgjot.assert_control()', 'pgjot.bind(int4, int8, jsonb, int8)', 'pgjot.unbind(int4, int8)',
-         'pgjot.lease(name, int4)', 'pgjot.release(name)', 'pgjot.sweep()', 'pgjot.hello()', 'pgjot.claims()',
+         'pgjot.terminate(int4, int8)', 'pgjot.lease(name, int4)', 'pgjot.release(name)', 'pgjot.sweep()', 'pgjot.hello()', 'pgjot.claims()',
          'pgjot.user_id()', 'pgjot.uid()', 'pgjot.session()', 'pgjot.jwt()', 'pgjot.version()']::regprocedure[])
   LOOP
     -- Not CASCADE: a policy may depend on it.
@@ -515,8 +530,8 @@ REVOKE ALL ON ALL FUNCTIONS IN SCHEMA pgjot FROM PUBLIC;
 REVOKE ALL ON SCHEMA pgjot FROM PUBLIC;
 
 GRANT USAGE ON SCHEMA pgjot TO pgjot_control;
-GRANT EXECUTE ON FUNCTION pgjot.bind(int4, int8, jsonb, int8), pgjot.unbind(int4, int8), pgjot.lease(name, int4),
-  pgjot.release(name), pgjot.sweep(), pgjot.version() TO pgjot_control;
+GRANT EXECUTE ON FUNCTION pgjot.bind(int4, int8, jsonb, int8), pgjot.unbind(int4, int8), pgjot.terminate(int4, int8),
+  pgjot.lease(name, int4), pgjot.release(name), pgjot.sweep(), pgjot.version() TO pgjot_control;
 
 DO $grants$
 DECLARE

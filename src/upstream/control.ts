@@ -33,6 +33,8 @@ export interface Control {
   bind(backend: Backend, claims: object, expiresAt: number): Promise<void>;
   /** Takes the claims off a backend; resolves with whether the backend still lives. */
   unbind(backend: Backend): Promise<boolean>;
+  /** Ends a backend that nobody listens to any more and that no cancel ends. */
+  terminate(backend: Backend): Promise<void>;
   /** Whether a slot's role has settings of its own, which hold for whoever logs in with it next. */
   hasSettings(slot: string): Promise<boolean>;
   /** Removes what dead backends left behind. */
@@ -119,6 +121,9 @@ export function createControl(upstream: UpstreamConfig, path: string, onLoss: ()
       const result = await query(UNBIND, [pid, start]);
       return (result.rows[0] as { alive: boolean }).alive;
     },
+    async terminate({ pid, start }) {
+      await query(TERMINATE, [pid, start]);
+    },
     async hasSettings(slot) {
       const result = await query(HAS_SETTINGS, [slot]);
       return (result.rows[0] as { found: boolean }).found;
@@ -151,6 +156,7 @@ const GIVE_BACK: Statement = {
 };
 const BIND: Statement = { name: 'pgjot_bind', text: 'select pgjot.bind($1, $2, $3, $4)' };
 const UNBIND: Statement = { name: 'pgjot_unbind', text: 'select pgjot.unbind($1, $2) as alive' };
+const TERMINATE: Statement = { name: 'pgjot_terminate', text: 'select pgjot.terminate($1, $2)' };
 const HAS_SETTINGS: Statement = {
   name: 'pgjot_has_settings',
   text:

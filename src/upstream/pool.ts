@@ -54,6 +54,7 @@ const TERMINATE_TIMEOUT_MS = 2_000;
 const QUARANTINE_MS = 60_000;
 // A login that was given up half-way is over by then.
 const IN_USE_MS = 500;
+const STUBBORN_MS = 5_000;
 const RETRY_MS = [50, 100, 200, 400, 500] as const;
 
 /**
@@ -76,7 +77,6 @@ export function createPool(
     ]),
   );
   const releasing = new Set<Promise<unknown>>();
-  const closing = new AbortController();
   const housekeeping = setInterval(() => {
     control.sweep().catch(() => {});
     for (const slots of slotsByRole.values()) slots.giveBack();
@@ -104,13 +104,9 @@ export function createPool(
       const cancelTarget = { upstream, processId, secretKey };
       let released: Promise<void> | undefined;
       const release = (busy: boolean) => {
-        const entered = { connection, backend, slot };
         released ??= track(
           releasing,
-          leave(entered, control, cancelTarget, busy).then((gone) => {
-            if (gone) return;
-            void track(releasing, waitOut(entered, control, cancelTarget, closing.signal));
-          }),
+          leave({ connection, backend, slot }, control, cancelTarget, busy),
         );
         return released;
       };
@@ -126,8 +122,7 @@ export function createPool(
       Object.fromEntries([...slotsByRole].map(([role, slots]) => [role, slots.counts()])),
     async close() {
       clearInterval(housekeeping);
-      closing.abort();
-      while (releasing.size > 0) await Promise.all(releasing);
+      await Promise.all(releasing);
       await control.close();
     },
   };
@@ -256,44 +251,26 @@ function isTransient(error: unknown): boolean {
 /**
  * Ends a session: identity off first, so that not one more row is read under it, then the connection,
  * and the slot only when PostgreSQL itself says that the backend is gone.
- *
- * @returns whether it is gone; else the slot is still busy, and `waitOut` goes on.
  */
 async function leave(
   { connection, backend, slot }: Entered,
   control: Control,
   cancelTarget: CancelTarget,
   busy: boolean,
-): Promise<boolean> {
+): Promise<void> {
   await control.unbind(backend).catch(() => {});
   if (busy) await cancelQuery(cancelTarget);
   await terminate(connection.stream);
-  if (!(await isGone(backend, control))) return false;
-  slot.release();
-  return true;
-}
-
-/**
- * Waits for a backend that runs on although nobody listens, cancelling now and then: the first cancel came
- * between two statements, or never arrived, or its user catches them. Gives up when the proxy closes.
- */
-async function waitOut(
-  { backend, slot }: Entered,
-  control: Control,
-  cancelTarget: CancelTarget,
-  closing: AbortSignal,
-): Promise<void> {
-  for (let pause = 20; !closing.aborted; pause = Math.min(pause * 2, 1_000)) {
-    await delay(pause, undefined, { ref: false, signal: closing }).catch(() => {});
-    await cancelQuery(cancelTarget);
-    if (await isGone(backend, control)) break;
+  for (let pause = 10; pause < STUBBORN_MS; pause *= 2) {
+    // Without an answer the lease is lost too: `slots` forgets this one, and the next lease looks for live backends.
+    const alive = await control.unbind(backend).catch(() => false);
+    if (!alive) return slot.release();
+    // The cancel came between two statements, or its user catches every cancel to keep the slot.
+    await control.terminate(backend).catch(() => {});
+    await delay(pause, undefined, { ref: false });
   }
-  slot.release();
-}
-
-/** Without an answer the lease is lost too: `slots` forgets this one, and the next lease looks for live backends. */
-async function isGone(backend: Backend, control: Control): Promise<boolean> {
-  return (await control.unbind(backend).catch(() => undefined)) !== true;
+  // PostgreSQL does not end what hangs in the kernel; whoever gets this slot next would be refused.
+  slot.quarantine(QUARANTINE_MS);
 }
 
 /** Says goodbye and waits for PostgreSQL to close, which it does when the backend has left its tables. */

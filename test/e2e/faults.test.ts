@@ -167,6 +167,10 @@ const told = (frame: Heard) =>
     ? `${frame.reply.sqlstate} ${frame.reply.message}`
     : frame.reply.kind;
 
+const UNCANCELLABLE =
+  'do $$ begin loop begin perform pg_sleep(60);' +
+  ' exception when query_canceled then null; end; end loop; end $$';
+
 describe('the upstream', () => {
   let house: House;
 
@@ -481,6 +485,29 @@ describe('slots', () => {
 });
 
 describe('a client', () => {
+  it('does not keep slots by leaving statements behind that catch every cancel', async () => {
+    const slots = 2;
+    await using house = await openHouse({ slots });
+    const { stack, token } = house;
+    for (let login = 0; login < slots; login++) {
+      using client = await RawClient.login(stack, token);
+      client.send(query(UNCANCELLABLE));
+      await until(async () => {
+        const { rowCount } = await house.admin.query(
+          "select from pg_stat_activity where state = 'active' and query like 'do %'",
+        );
+        return (rowCount ?? 0) > 0;
+      });
+    }
+
+    const free = () => stack.proxy.counts().upstreams['main']?.['authenticated']?.busy === 0;
+    await until(free, 10_000);
+    const { rowCount } = await house.admin.query(
+      "select from pg_stat_activity where query like 'do %'",
+    );
+    expect(rowCount).toBe(0);
+  });
+
   let house: House;
 
   beforeAll(async () => {
@@ -647,12 +674,7 @@ describe.each([{ tls: false }, { tls: true }])('the end of the proxy (tls: $tls)
     await using house = await openHouse({ slots: 2, tls });
     const { stack, token } = house;
     using client = await RawClient.login({ host: stack.host, port: stack.port, tls }, token);
-    client.send(
-      query(
-        'do $$ begin loop begin perform pg_sleep(60);' +
-          ' exception when query_canceled then null; end; end loop; end $$',
-      ),
-    );
+    client.send(query(UNCANCELLABLE));
     await until(async () => {
       const { rowCount } = await house.admin.query(
         "select from pg_stat_activity where state = 'active' and query like 'do %'",

@@ -131,6 +131,7 @@ describe.each(postgresVersions())('a hostile client on PostgreSQL %i', (version)
   it.each([
     `SELECT pgjot.bind(pg_backend_pid(), 1, '{"sub":"alice"}', 4102444800000)`,
     'SELECT pgjot.unbind(pg_backend_pid(), 1)',
+    'SELECT pgjot.terminate(pg_backend_pid(), 1)',
     `SELECT pgjot.lease('authenticated', 1)`,
     `SELECT pgjot.release('pgjot_authenticated_1')`,
     'SELECT pgjot.sweep()',
@@ -522,6 +523,7 @@ describe('an administrator who makes a mistake', () => {
       await sqlstate(mallory, 'SELECT pgjot.bind($1, $2, $3, $4)', [pid, start, claims, inAYear]),
     ).toBe('42501');
     expect(await sqlstate(mallory, 'SELECT pgjot.unbind($1, $2)', [pid, start])).toBe('42501');
+    expect(await sqlstate(mallory, 'SELECT pgjot.terminate($1, $2)', [pid, start])).toBe('42501');
     expect(await sqlstate(mallory, `SELECT pgjot.lease('authenticated', 2)`)).toBe('42501');
     expect(await sqlstate(mallory, `SELECT pgjot.release('pgjot_authenticated_1')`)).toBe('42501');
     expect(await sqlstate(mallory, 'SELECT pgjot.sweep()')).toBe('42501');

@@ -101,6 +101,7 @@ describe.each(postgresVersions())('installing on PostgreSQL %i', (version) => {
       'lease',
       'release',
       'sweep',
+      'terminate',
       'unbind',
     ]);
     for (const row of rows) {

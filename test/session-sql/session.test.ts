@@ -210,6 +210,27 @@ describe.each(postgresVersions())('the session row on PostgreSQL %i', (version) 
     expect(await unbind(control, client.hello)).toBe(false);
   });
 
+  it('terminate ends the backend of a slot, whatever its statement catches, and no other', async () => {
+    const terminate = (pid: unknown, start: unknown) =>
+      value(control, 'SELECT pgjot.terminate($1, $2)', [pid, start]);
+    const client = await signIn(database, control, 1, 'alice');
+    const stubborn = client
+      .query(
+        'DO $$ BEGIN LOOP BEGIN PERFORM pg_sleep(60); EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; END $$',
+      )
+      .catch((error: { code?: string }) => error.code);
+    const own = await control.query<{ pid: number; start: string }>(
+      `SELECT pid, (extract(epoch FROM backend_start) * 1000000)::int8 AS start
+         FROM pg_stat_get_activity(pg_backend_pid())`,
+    );
+
+    expect(await terminate(client.hello.pid, '1')).toBe(false);
+    expect(await terminate(own.rows[0]?.pid, own.rows[0]?.start)).toBe(false);
+    expect(await terminate(client.hello.pid, client.hello.start)).toBe(true);
+
+    expect(await stubborn).toBe('57P01');
+  });
+
   it('unbind leaves the row of a later backend with the same pid', async () => {
     const client = await signIn(database, control, 1, 'alice');
 

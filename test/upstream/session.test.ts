@@ -121,6 +121,7 @@ describe('install', () => {
         lease: unused,
         giveBack: unused,
         unbind: unused,
+        terminate: unused,
         hasSettings: unused,
         sweep: unused,
         close: unused,
