@@ -6,8 +6,8 @@
  */
 import { readFileSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
-import { isIP } from 'node:net';
 import { z } from 'zod';
+import { crossChecks } from './config-rules.ts';
 import { ConfigError, type ConfigProblem } from './errors.ts';
 
 /** Algorithms a provider may allow: asymmetric ones alone, so no published key can ever be an HMAC secret (attack C2). */
@@ -300,14 +300,6 @@ export function readSecret(source: UpstreamConfig['secret'], path: string): stri
   return value;
 }
 
-/** Whether an address can only be reached from this machine: a loopback address, `localhost`, or a Unix socket directory. */
-export function isLoopback(host: string): boolean {
-  if (host === 'localhost' || host.startsWith('/')) return true;
-  const kind = isIP(host);
-  if (kind === 4) return host.startsWith('127.');
-  return kind === 6 && (host === '::1' || host.toLowerCase().startsWith('::ffff:127.'));
-}
-
 function readSecretFile(file: string, path: string): string {
   try {
     return readFileSync(file, 'utf8').trim();
@@ -363,96 +355,6 @@ function absolutePaths(config: Config, base: string): Config {
       secret: 'file' in one.secret ? { file: from(one.secret.file) } : one.secret,
     })),
   };
-}
-
-/** What the schema alone cannot say: settings that must agree with each other. */
-function crossChecks(config: Config): ConfigProblem[] {
-  const problems: ConfigProblem[] = [];
-  const report = (path: string, message: string) => problems.push({ path, message });
-
-  const { listen: listener } = config;
-  const mode = clientTlsMode(config);
-  if (mode === 'require' && listener.tls.certFile === undefined) {
-    report(
-      'listen.tls.certFile',
-      `is missing: ${listener.host} is not a loopback address, so clients must use TLS`,
-    );
-  }
-  if (mode !== 'require' && !isLoopback(listener.host) && !listener.allowPlaintext) {
-    report(
-      'listen.tls.mode',
-      `must be "require" on ${listener.host}, or listen.allowPlaintext true: tokens would cross the network readable`,
-    );
-  }
-  pairs(listener.tls, 'listen.tls', report);
-
-  const issuers = new Map<string, string>();
-  for (const [id, one] of Object.entries(config.providers)) {
-    const path = `providers.${id}`;
-    if ((one.jwksUri === undefined) === (one.jwksFile === undefined)) {
-      report(path, 'needs exactly one of jwksUri and jwksFile');
-    }
-    if (one.jwksUri !== undefined && !isSafeJwksUri(one.jwksUri)) {
-      report(
-        `${path}.jwksUri`,
-        'must be https without user information (http only on a loopback address)',
-      );
-    }
-    if ((one.audience === undefined) === !one.anyAudience) {
-      report(
-        `${path}.audience`,
-        'is missing: say which audience its tokens must have (or, knowing what it means, "anyAudience": true, never both)',
-      );
-    }
-    const other = issuers.get(one.issuer);
-    if (other !== undefined) report(`${path}.issuer`, `is the issuer of providers.${other} too`);
-    issuers.set(one.issuer, id);
-    for (const role of one.roles) {
-      if (!Object.values(config.upstreams).some((up) => Object.hasOwn(up.roles, role))) {
-        report(`${path}.roles`, `"${role}" is not a role of any upstream`);
-      }
-    }
-  }
-  for (const [id, one] of Object.entries(config.upstreams)) {
-    pairs(one.tls, `upstreams.${id}.tls`, report);
-  }
-  for (const [index, route] of (config.routes ?? []).entries()) {
-    if (!Object.hasOwn(config.upstreams, route.upstream)) {
-      report(`routes.${index}.upstream`, `"${route.upstream}" is not an upstream`);
-    }
-  }
-  return problems;
-}
-
-/** Whether this listener asks for TLS: as configured, else `require` unless it is on loopback. */
-export function clientTlsMode(config: Config): 'require' | 'allow' | 'disable' {
-  return config.listen.tls.mode ?? (isLoopback(config.listen.host) ? 'allow' : 'require');
-}
-
-/** libpq's sslmode for this upstream: as configured, else `verify-full` unless it is on loopback. */
-export function upstreamTlsMode(
-  config: UpstreamConfig,
-): NonNullable<UpstreamConfig['tls']['mode']> {
-  return config.tls.mode ?? (isLoopback(config.host) ? 'disable' : 'verify-full');
-}
-
-function isSafeJwksUri(uri: string): boolean {
-  const url = new URL(uri);
-  if (url.username !== '' || url.password !== '') return false;
-  return (
-    url.protocol === 'https:' ||
-    (url.protocol === 'http:' && isLoopback(url.hostname.replaceAll(/^\[|\]$/g, '')))
-  );
-}
-
-function pairs(
-  tls: { certFile?: string | undefined; keyFile?: string | undefined },
-  path: string,
-  report: (path: string, message: string) => void,
-): void {
-  if ((tls.certFile === undefined) !== (tls.keyFile === undefined)) {
-    report(path, 'needs both certFile and keyFile, or neither');
-  }
 }
 
 function mapValues<V>(record: Record<string, V>, change: (value: V) => V): Record<string, V> {

@@ -13,6 +13,7 @@ import { handshake, type HandshakeOptions, type Startup } from './client/handsha
 import { askForToken } from './client/login.ts';
 import { farewell, type Client } from './client/stream.ts';
 import { welcome } from './client/welcome.ts';
+import { at, LoginDeadline } from './deadline.ts';
 import { ProxyError } from './errors.ts';
 import type { Verifier } from './identity/jwt.ts';
 import type { Identity } from './identity/policy.ts';
@@ -81,7 +82,7 @@ export async function serve(
     );
     witness.onIdentity(identity);
     const lease = await house.acquire(identity, startup.parameters, login.signal);
-    await converse(client, startup, identity, lease, house, witness, login);
+    await converse(client, { startup, identity, lease }, house, witness, login);
   } catch (error) {
     const failure = ProxyError.from(error, witness.session);
     witness.onRefusal(failure);
@@ -93,12 +94,17 @@ export async function serve(
   }
 }
 
+/** A client that has been let in: what it asked for, who it is, and the session that is now its own. */
+interface Admission {
+  readonly startup: Startup;
+  readonly identity: Identity;
+  readonly lease: Lease;
+}
+
 /** From AuthenticationOk to the end of the session; the lease goes back whatever happens. */
 async function converse(
   client: Client,
-  startup: Startup,
-  identity: Identity,
-  lease: Lease,
+  { startup, identity, lease }: Admission,
   house: Surroundings,
   witness: Witness,
   login: LoginDeadline,
@@ -126,80 +132,4 @@ async function converse(
     await farewell(client.stream);
     await released;
   }
-}
-
-/** The one deadline from accept to ReadyForQuery, and the client's own going away before that. */
-class LoginDeadline {
-  readonly #abort = new AbortController();
-  readonly #timer: NodeJS.Timeout;
-  readonly #stream: Duplex;
-  #watched: Duplex | undefined;
-  readonly #onClose = () => this.#abort.abort(new ProxyError('client_lost'));
-  #audible = false;
-
-  constructor(ms: number, stream: Duplex) {
-    this.#stream = stream.on('close', this.#onClose);
-    this.#timer = setTimeout(() => {
-      // Before a StartupMessage PostgreSQL ends in silence; the peer may not even speak this protocol.
-      this.#abort.abort(new ProxyError('login_timeout', { silent: !this.#audible }));
-    }, ms);
-  }
-
-  get signal(): AbortSignal {
-    return this.#abort.signal;
-  }
-
-  /**
-   * From now on a client that closes its sending side is gone: it has sent nothing but its password, so it can
-   * never ask for anything. One that has sent its queries already is not, for its end comes behind them.
-   */
-  watch(stream: Duplex): void {
-    this.#watched = stream.on('end', this.#onClose);
-    if (stream.readableEnded) this.#onClose();
-  }
-
-  /** From now on the client is told when its time is up. */
-  audible(): void {
-    this.#audible = true;
-  }
-
-  /** `promise`, or the deadline's error if that comes first. */
-  bound<T>(promise: Promise<T>): Promise<T> {
-    return new Promise((resolve, reject) => {
-      const onAbort = () => reject(this.signal.reason as Error);
-      if (this.signal.aborted) onAbort();
-      this.signal.addEventListener('abort', onAbort, { once: true });
-      promise
-        .then(resolve, reject)
-        .finally(() => this.signal.removeEventListener('abort', onAbort));
-    });
-  }
-
-  /** The proxy is shutting down. Not a matter for the socket: TLS lies over it, and must hear of the end first. */
-  abandon(): void {
-    this.#abort.abort(new ProxyError('draining', { silent: !this.#audible }));
-  }
-
-  over(): void {
-    clearTimeout(this.#timer);
-    this.#stream.off('close', this.#onClose);
-    this.#watched?.off('end', this.#onClose);
-  }
-}
-
-// setTimeout() takes a longer delay for 1 ms: a token with a far expiry would end its session at once.
-const LONGEST_TIMEOUT_MS = 2 ** 31 - 1;
-
-/** Calls `then` when the wall clock says `time` (ms since the epoch), however far that is. */
-function at(time: number, then: () => void): { cancel(): void } {
-  let timer: NodeJS.Timeout;
-  const arm = () => {
-    const left = time - Date.now();
-    timer =
-      left > LONGEST_TIMEOUT_MS
-        ? setTimeout(arm, LONGEST_TIMEOUT_MS)
-        : setTimeout(then, Math.max(left, 0));
-  };
-  arm();
-  return { cancel: () => clearTimeout(timer) };
 }

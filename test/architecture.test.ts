@@ -17,7 +17,7 @@ const FILES = readdirSync(SRC, { recursive: true, encoding: 'utf8' })
 /** From the ground up: a file imports from layers below its own, and from its own folder. */
 const LAYERS: readonly (readonly RegExp[])[] = [
   [/^errors\.ts$/],
-  [/^(config|limits|log|metrics)\.ts$/],
+  [/^(config|config-rules|deadline|exposure|limits|log|metrics)\.ts$/],
   [/^(wire|identity|session-sql)\//],
   [/^(client|upstream|splice)\//],
   [/^connection\.ts$/],
@@ -152,7 +152,7 @@ describe.each(FILES)('%s', (file) => {
 
   test('has no default export and is of a readable length', () => {
     expect(text).not.toMatch(/^export default/m);
-    expect(text.split('\n').length).toBeLessThanOrEqual(500);
+    expect(text.split('\n').length).toBeLessThanOrEqual(400);
   });
 });
 
@@ -173,6 +173,7 @@ describe('ARCHITECTURE.md', () => {
   });
 
   test('is short enough to be read', () => {
-    expect(lines.length).toBeLessThanOrEqual(100);
+    // One line for each file is what it is for; the rest must fit on a page.
+    expect(lines.filter((line) => !line.startsWith('- `')).length).toBeLessThanOrEqual(40);
   });
 });

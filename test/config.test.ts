@@ -3,15 +3,13 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import {
-  clientTlsMode,
   configJsonSchema,
-  isLoopback,
   loadConfig,
   parseConfig,
   readSecret,
-  upstreamTlsMode,
   type ConfigInput,
 } from '../src/config.ts';
+import { clientTlsMode, isLoopback, upstreamTlsMode } from '../src/exposure.ts';
 import { ConfigError } from '../src/errors.ts';
 
 type Change = (config: Draft) => void;

@@ -9,8 +9,9 @@
 import type { Duplex } from 'node:stream';
 import { TLSSocket } from 'node:tls';
 import sasl from 'pg/lib/crypto/sasl.js';
-import { isLoopback, type UpstreamConfig } from '../config.ts';
+import type { UpstreamConfig } from '../config.ts';
 import { ProxyError } from '../errors.ts';
+import { isLoopback } from '../exposure.ts';
 import { BACKEND, decodeBackendKeyData, decodeErrorFields } from '../wire/backend.ts';
 import { InvalidFrameLength, readFrame, type Frame } from '../wire/frame.ts';
 import {

@@ -6,8 +6,9 @@
  * Values travel as bind parameters: `pg_stat_activity` and the server's log show `$1`.
  */
 import pg from 'pg';
-import { readSecret, upstreamTlsMode, type UpstreamConfig } from '../config.ts';
+import { readSecret, type UpstreamConfig } from '../config.ts';
 import { ProxyError } from '../errors.ts';
+import { upstreamTlsMode } from '../exposure.ts';
 import { CONTROL_ROLE, derivePassword } from '../session-sql/credentials.ts';
 import { encodeErrorFields } from '../wire/backend.ts';
 import { upstreamTlsOptions } from './dial.ts';

@@ -8,8 +8,9 @@ import { readFileSync } from 'node:fs';
 import { connect as connectTcp, isIP, type Socket } from 'node:net';
 import { connect as connectTls, type ConnectionOptions } from 'node:tls';
 import type { Duplex } from 'node:stream';
-import { upstreamTlsMode, type UpstreamConfig } from '../config.ts';
+import type { UpstreamConfig } from '../config.ts';
 import { ProxyError } from '../errors.ts';
+import { upstreamTlsMode } from '../exposure.ts';
 import { encodeSSLRequest } from '../wire/startup.ts';
 import { readExactly } from '../wire/read.ts';
 

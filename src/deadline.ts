@@ -1,0 +1,83 @@
+/**
+ * The two clocks of a connection: how long a login may take, and when a session must be over.
+ *
+ * Only tells the time; what happens then is up to the connection.
+ */
+import type { Duplex } from 'node:stream';
+import { ProxyError } from './errors.ts';
+
+/** The one deadline from accept to ReadyForQuery, and the client's own going away before that. */
+export class LoginDeadline {
+  readonly #abort = new AbortController();
+  readonly #timer: NodeJS.Timeout;
+  readonly #stream: Duplex;
+  #watched: Duplex | undefined;
+  readonly #onClose = () => this.#abort.abort(new ProxyError('client_lost'));
+  #audible = false;
+
+  constructor(ms: number, stream: Duplex) {
+    this.#stream = stream.on('close', this.#onClose);
+    this.#timer = setTimeout(() => {
+      // Before a StartupMessage PostgreSQL ends in silence; the peer may not even speak this protocol.
+      this.#abort.abort(new ProxyError('login_timeout', { silent: !this.#audible }));
+    }, ms);
+  }
+
+  get signal(): AbortSignal {
+    return this.#abort.signal;
+  }
+
+  /**
+   * From now on a client that closes its sending side is gone: it has sent nothing but its password, so it can
+   * never ask for anything. One that has sent its queries already is not, for its end comes behind them.
+   */
+  watch(stream: Duplex): void {
+    this.#watched = stream.on('end', this.#onClose);
+    if (stream.readableEnded) this.#onClose();
+  }
+
+  /** From now on the client is told when its time is up. */
+  audible(): void {
+    this.#audible = true;
+  }
+
+  /** `promise`, or the deadline's error if that comes first. */
+  bound<T>(promise: Promise<T>): Promise<T> {
+    return new Promise((resolve, reject) => {
+      const onAbort = () => reject(this.signal.reason as Error);
+      if (this.signal.aborted) onAbort();
+      this.signal.addEventListener('abort', onAbort, { once: true });
+      promise
+        .then(resolve, reject)
+        .finally(() => this.signal.removeEventListener('abort', onAbort));
+    });
+  }
+
+  /** The proxy is shutting down. Not a matter for the socket: TLS lies over it, and must hear of the end first. */
+  abandon(): void {
+    this.#abort.abort(new ProxyError('draining', { silent: !this.#audible }));
+  }
+
+  over(): void {
+    clearTimeout(this.#timer);
+    this.#stream.off('close', this.#onClose);
+    this.#watched?.off('end', this.#onClose);
+  }
+}
+
+// setTimeout() takes a longer delay for 1 ms: a token with a far expiry would end its session at once.
+const LONGEST_TIMEOUT_MS = 2 ** 31 - 1;
+
+/** Calls `then` when the wall clock says `time` (ms since the epoch), however far that is. */
+export function at(time: number, then: () => void): { cancel(): void } {
+  let timer: NodeJS.Timeout;
+  const arm = () => {
+    const left = time - Date.now();
+    timer =
+      left > LONGEST_TIMEOUT_MS
+        ? setTimeout(arm, LONGEST_TIMEOUT_MS)
+        : setTimeout(then, Math.max(left, 0));
+  };
+  arm();
+  return { cancel: () => clearTimeout(timer) };
+}
