@@ -51,9 +51,13 @@ export async function connectAsAdmin(database: string, applicationName: string):
   }
   admin.on('error', () => {});
   await admin.connect().catch((cause: Error) => {
-    throw new CommandError('unavailable', `cannot connect with ${ADMIN_URL}: ${reason(cause)}`, {
-      cause,
-    });
+    throw new CommandError(
+      'unavailable',
+      `cannot connect with ${ADMIN_URL}: ${connectFailure(cause)}`,
+      {
+        cause,
+      },
+    );
   });
   return admin;
 }
@@ -65,7 +69,7 @@ export function answer({ severity, code, message, detail, hint }: DatabaseError)
 }
 
 /** Node puts what happened at each address of a host name into an AggregateError without a message. */
-export function reason(error: Error): string {
+export function connectFailure(error: Error): string {
   return error instanceof AggregateError ? String(error.errors[0]) : error.message;
 }
 

@@ -9,6 +9,7 @@ import { Command, CommanderError } from 'commander';
 import { ConfigError } from '../errors.ts';
 import { checkCommand } from './check.ts';
 import { devCommand } from './dev.ts';
+import { doctorCommand } from './doctor.ts';
 import { CommandError, EXIT } from './failure.ts';
 import { setupCommand } from './setup.ts';
 import { sqlCommand } from './sql.ts';
@@ -34,7 +35,15 @@ const program = new Command('pgjot')
 Exit status: 0 done; ${EXIT.failure} failed; ${EXIT.usage} wrong usage; ${EXIT.unavailable} something that it needs is unavailable;
 ${EXIT.config} the configuration is wrong. Failures are reported on standard error.`,
   );
-const commands = [devCommand, startCommand, checkCommand, setupCommand, tokenCommand, sqlCommand];
+const commands = [
+  devCommand,
+  startCommand,
+  checkCommand,
+  setupCommand,
+  doctorCommand,
+  tokenCommand,
+  sqlCommand,
+];
 for (const command of commands) {
   program.addCommand(command().copyInheritedSettings(program));
 }
