@@ -80,8 +80,8 @@ with recursive wanted as (
 ), relation as (
   select * from (
     select c.oid, c.oid::regclass as name, c.relkind, c.relowner, c.relrowsecurity, c.relforcerowsecurity,
-           coalesce(c.reloptions @> '{security_invoker=true}' or c.reloptions @> '{security_invoker=on}'
-                    or c.reloptions @> '{security_invoker=1}' or c.reloptions @> '{security_invoker=yes}', false) as invoker,
+           exists (select from pg_options_to_table(c.reloptions) o
+                    where o.option_name = 'security_invoker' and o.option_value::bool) as invoker,
            (select string_agg(distinct g.name, ', ')
               from (select coalesce(c.relacl, acldefault('r', c.relowner)) as acl
                      union all

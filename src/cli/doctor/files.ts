@@ -34,7 +34,7 @@ function configurationFindings(file: string): Finding[] {
   if (mode & GROUP_OR_OTHERS_WRITE) {
     const reason =
       'Others can write it, and with it name an issuer whose tokens the proxy believes.';
-    return [finding('critical', 'config_file_writable', file, reason, 'go-w')];
+    return [finding('critical', 'config_file_writable', file, reason, 'go-rw')];
   }
   if (mode & (GROUP_READ | OTHERS_READ)) {
     const reason = 'Others can read it; it holds no secret, but says where everything is.';

@@ -2,8 +2,9 @@
 import pg from 'pg';
 import { describe, expect, it } from 'vitest';
 import type { Severity } from '../../../src/cli/doctor/finding.ts';
+import { install, installDemo } from '../../../src/session-sql/install.ts';
 import { postgresVersions } from '../../support/postgres.ts';
-import { serious, Ward, type Who } from './ward.ts';
+import { ROLES, SECRET, serious, Ward, type Who } from './ward.ts';
 
 type Fault = readonly [
   severity: Severity,
@@ -314,6 +315,15 @@ describe.each(postgresVersions())('the doctor on PostgreSQL %i', (version) => {
       }
     },
   );
+
+  it('finds nothing in what pgjot dev leaves', async () => {
+    await using ward = await Ward.bare({ version });
+    await install(ward.superuser, { secret: SECRET, roles: ROLES });
+    await installDemo(ward.superuser);
+    if (version < 15) await ward.superuser.query('revoke create on schema public from public');
+
+    expect(await ward.examine('superuser')).toEqual([]);
+  });
 
   it.each(['admin', 'superuser'] as const)(
     'finds every fault as %s, and its SQL mends each',
