@@ -7,7 +7,8 @@
 --   pgjot_install.force_rls   whether to enable and force Row-Level Security on every table of these schemas
 --
 -- Tables and sequences alone: a view, a materialised view or a foreign table may show what a policy would hide,
--- so each of those is for the administrator to grant. What belongs to an extension is left as it is.
+-- so each of those is for the administrator to grant. What belongs to an extension is left as it is. (Default
+-- privileges know no such difference: a view created later is granted too, and `pgjot doctor` looks at it.)
 
 CREATE OR REPLACE FUNCTION pg_temp.missing(acl aclitem[], role oid, wanted text[]) RETURNS text
 LANGUAGE sql STABLE AS $$

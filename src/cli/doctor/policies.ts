@@ -47,9 +47,10 @@ const BY_HAND: readonly (readonly [RegExp, string])[] = [
 ];
 const FORGEABLE = /\bcurrent_setting\(|request\.jwt/;
 const IS_NULL = new RegExp(
-  String.raw`\((?:${CLAIM}|\( SELECT ${CLAIM} AS (?:\w+|"[^"]*")\)) IS NULL\)`,
-  'g',
+  String.raw`(?<!NOT )\((?:${CLAIM}|\( SELECT ${CLAIM} AS (?:\w+|"[^"]*")\)) IS NULL\)`,
 );
+// Before everything else, so that it is true whatever the rest says, in whatever brackets and negations.
+const GUARD = '((( SELECT pgjot.user_id() AS user_id) IS NOT NULL) AND ';
 // Nobody sees anything until somebody has written the policy anew.
 const CLOSED = 'false';
 
@@ -65,7 +66,10 @@ const RULES: readonly Rule[] = [
     code: 'policy_null_identity',
     severity: 'critical',
     reason: 'It lets in whoever has no identity: an expired session, or a login past pgjot.',
-    mend: (expression) => expression.replaceAll(IS_NULL, CLOSED),
+    mend: (expression) =>
+      IS_NULL.test(expression) && !expression.startsWith(GUARD)
+        ? `${GUARD}${expression})`
+        : expression,
   },
   {
     code: 'policy_per_row',

@@ -107,6 +107,19 @@ export const ROLE_CHECKS: readonly Check[] = [
        where s.rolcanlogin and not exists (select from edge e where e.member = s.oid and e.roleid = s.role_oid)`,
   },
   {
+    code: 'slot_not_watched',
+    severity: 'critical',
+    reason:
+      'Unless pgjot_owner is a member of the slot it cannot see its backend, and nobody can sign in on it.',
+    select: `
+      select format('role %I', s.rolname) as object,
+             format('grant %I to pgjot_owner', s.rolname)
+             || case when current_setting('server_version_num')::int4 >= 160000 then ' with inherit true, set false' else '' end as sql
+        from slot s
+       where s.rolcanlogin and to_regrole('pgjot_owner') is not null
+         and not exists (select from edge e where e.roleid = s.oid and e.member = to_regrole('pgjot_owner') and e.effective)`,
+  },
+  {
     code: 'role_granted',
     severity: 'critical',
     reason:

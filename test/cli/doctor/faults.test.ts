@@ -79,6 +79,13 @@ const FAULTS: readonly Fault[] = [
   ],
   [
     'critical',
+    'slot_not_watched',
+    'role pgjot_analyst_2',
+    'revoke pgjot_analyst_2 from pgjot_owner',
+    'admin',
+  ],
+  [
+    'critical',
     'role_granted',
     'role spy in pgjot_authenticated_2',
     'create role spy; grant pgjot_authenticated_2 to spy',

@@ -22,6 +22,8 @@ describe('a policy', () => {
     `(owner = 'auth.user_id()'::text)`,
     `("auth.user_id()" = 'x'::text)`,
     '(owner IS NULL)',
+    '(( SELECT auth.user_id() AS user_id) IS NOT NULL)',
+    '(NOT (( SELECT auth.user_id() AS user_id) IS NULL))',
     'true',
   ])('is fine when it says %s', (using) => {
     expect(judgePolicy(policy(using))).toEqual([]);
@@ -98,10 +100,15 @@ describe('a policy', () => {
     `((auth.session() ->> 'org'::text) IS NULL)`,
     `(( SELECT (auth.session() ->> 'org'::text) AS "?column?") IS NULL)`,
   ])('lets nobody in who is nobody: %s', (condition) => {
-    expect(sqlOf(policy(`((owner = 'x'::text) OR ${condition})`))[0]).toEqual([
-      'policy_null_identity',
-      `alter policy p on t using (((owner = 'x'::text) OR false));`,
-    ]);
+    const lenient = `((owner = 'x'::text) OR ${condition})`;
+    const [finding] = judgePolicy(policy(lenient));
+
+    expect(finding).toMatchObject({ code: 'policy_null_identity', severity: 'critical' });
+    expect(finding?.mend.sql).toMatch(
+      /^alter policy p on t using \(\(\(\( SELECT pgjot\.user_id\(\) AS user_id\) IS NOT NULL\) AND \(\(owner = 'x'::text\) OR /,
+    );
+    const guarded = `((( SELECT pgjot.user_id() AS user_id) IS NOT NULL) AND ${lenient})`;
+    expect(sqlOf(policy(guarded)).map(([code]) => code)).not.toContain('policy_null_identity');
   });
 
   it('is mended at once where it has several faults', () => {
@@ -109,7 +116,9 @@ describe('a policy', () => {
       `((auth.user_id() IS NULL) OR (owner = current_setting('request.jwt.claim.sub'::text)))`,
     );
 
-    const sql = 'alter policy p on t using ((false OR (owner = ( SELECT pgjot.user_id()))));';
+    const sql =
+      'alter policy p on t using (((( SELECT pgjot.user_id() AS user_id) IS NOT NULL) AND ' +
+      '((( SELECT auth.user_id()) IS NULL) OR (owner = ( SELECT pgjot.user_id())))));';
     expect(sqlOf(worst)).toEqual([
       ['policy_forgeable', sql],
       ['policy_null_identity', sql],
