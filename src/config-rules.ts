@@ -53,6 +53,21 @@ export function crossChecks(config: Config): ConfigProblem[] {
       }
     }
   }
+  const { anonymous } = config;
+  if (anonymous.enabled) {
+    if (!Object.values(config.upstreams).some((up) => Object.hasOwn(up.roles, anonymous.role))) {
+      report('anonymous.role', `"${anonymous.role}" is not a role of any upstream`);
+    }
+    // Nobody is asked for a token who asks for this role, so a provider's users would be nobody too.
+    for (const [id, one] of Object.entries(config.providers)) {
+      if (one.roles.includes(anonymous.role)) {
+        report(
+          `providers.${id}.roles`,
+          `"${anonymous.role}" is the role of clients without a token`,
+        );
+      }
+    }
+  }
   for (const [id, one] of Object.entries(config.upstreams)) {
     pairs(one.tls, `upstreams.${id}.tls`, report);
   }

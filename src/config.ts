@@ -151,6 +151,14 @@ const schema = z.strictObject({
   upstreams: z
     .record(z.string().min(1), upstream)
     .refine((upstreams) => Object.keys(upstreams).length > 0, 'must name at least one upstream'),
+  anonymous: z
+    .strictObject({
+      enabled: z.boolean().default(false).describe('Let clients in without a token, as nobody.'),
+      role: name
+        .default('anonymous')
+        .describe('The role they get by asking for it; auth.user_id() is NULL.'),
+    })
+    .default({ enabled: false, role: 'anonymous' }),
   routes: z
     .array(z.strictObject({ database: name, upstream: z.string() }))
     .optional()

@@ -32,6 +32,8 @@ export interface Surroundings {
   readonly expiryGraceMs: number;
   /** Counts a client in, and returns how to count it out again. Throws `too_many_clients`, `draining`. */
   admit(): () => void;
+  /** Nobody, where this startup needs no token. Throws `role_forbidden`. */
+  anonymous(startup: Startup): Identity | undefined;
   /** Who a verified token's holder is for this startup. Throws `role_forbidden`. */
   authorize(startup: Startup, token: Awaited<ReturnType<Verifier['verify']>>): Identity;
   acquire(
@@ -74,12 +76,7 @@ export async function serve(
     login.audible();
     witness.onStartup(startup);
     leave = house.admit();
-    const token = await askForToken(client, startup.user, house.maxTokenBytes, login.signal);
-    login.watch(client.stream);
-    const identity = house.authorize(
-      startup,
-      await login.bound(house.verifier.verify(token, startup.user)),
-    );
+    const identity = await identify(client, startup, house, login);
     witness.onIdentity(identity);
     const lease = await house.acquire(identity, startup.parameters, login.signal);
     await converse(client, { startup, identity, lease }, house, witness, login);
@@ -92,6 +89,21 @@ export async function serve(
     await farewell(client.stream);
     leave?.();
   }
+}
+
+/** Who the client is: the holder of a verified token, or nobody where the role that it asks for needs none. */
+async function identify(
+  client: Client,
+  startup: Startup,
+  house: Surroundings,
+  login: LoginDeadline,
+): Promise<Identity> {
+  const nobody = house.anonymous(startup);
+  if (nobody !== undefined) return nobody;
+  const token = await askForToken(client, startup.user, house.maxTokenBytes, login.signal);
+  login.watch(client.stream);
+  const verified = await login.bound(house.verifier.verify(token, startup.user));
+  return house.authorize(startup, verified);
 }
 
 /** A client that has been let in: what it asked for, who it is, and the session that is now its own. */

@@ -13,7 +13,7 @@ import { serve, type Surroundings, type Witness } from './connection.ts';
 import { ConfigError, ProxyError } from './errors.ts';
 import { clientTlsMode } from './exposure.ts';
 import { createVerifier } from './identity/jwt.ts';
-import { decide, type Identity } from './identity/policy.ts';
+import { decide, decideAnonymous, type Identity } from './identity/policy.ts';
 import { createLogger, describeClient, explain, type Logger } from './log.ts';
 import { createCancels } from './upstream/cancel.ts';
 import { createPool, type Pool } from './upstream/pool.ts';
@@ -95,6 +95,7 @@ export function createProxy(
         clients--;
       };
     },
+    anonymous: (startup) => decideAnonymous(config, startup),
     authorize: (startup, token) => decide(config, startup, token),
     acquire: (identity, parameters, signal) =>
       (pools.get(identity.upstream) as Pool).acquire(identity, parameters, signal),

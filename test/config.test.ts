@@ -169,6 +169,22 @@ describe('a configuration', () => {
   });
 });
 
+describe('the anonymous role', () => {
+  it('must be a role of an upstream, and of no provider, where it is enabled', () => {
+    expect(problemsOf((c) => (c.anonymous = { enabled: true }))).toEqual({
+      'anonymous.role': '"anonymous" is not a role of any upstream',
+    });
+    expect(
+      problemsOf((c) => {
+        c.anonymous = { enabled: true };
+        c.upstreams.main.roles = { authenticated: { slots: 1 }, anonymous: { slots: 1 } };
+        c.providers.own.roles = ['authenticated', 'anonymous'];
+      }),
+    ).toEqual({ 'providers.own.roles': '"anonymous" is the role of clients without a token' });
+    expect(problemsOf((c) => (c.anonymous = { role: 'whatever' }))).toEqual({});
+  });
+});
+
 describe('secrets', () => {
   it.each([
     'the-secret-itself-0123456789012345678901',

@@ -94,6 +94,7 @@ async function arrive(change: (house: House) => void = () => {}) {
       events.push('admit');
       return () => events.push('leave');
     },
+    anonymous: () => undefined,
     authorize: ({ user }) => {
       events.push(`authorize ${user}`);
       return IDENTITY;

@@ -10,11 +10,14 @@ import type { Config, ProviderConfig, UpstreamConfig } from '../config.ts';
 import { printable, ProxyError } from '../errors.ts';
 import type { VerifiedToken } from './jwt.ts';
 
-/** Who a session belongs to. Everything in it was signed by the issuer or granted by the configuration. */
+/**
+ * Who a session belongs to. Everything in it was signed by the issuer or granted by the configuration.
+ * An anonymous one has no provider, issuer, subject or claims, and no end of its own.
+ */
 export interface Identity {
-  readonly provider: string;
-  readonly issuer: string;
-  readonly subject: string;
+  readonly provider: string | undefined;
+  readonly issuer: string | undefined;
+  readonly subject: string | undefined;
   readonly kid: string | undefined;
   /** The SQL role, which policies name. */
   readonly role: string;
@@ -25,37 +28,55 @@ export interface Identity {
   readonly expiresAt: number;
 }
 
+/** What StartupMessage asked for; unverified. */
+interface Requested {
+  readonly user: string;
+  readonly database: string;
+}
+
 /**
  * Maps what the client asked for and what it proved to what it gets.
  *
- * @param startup what StartupMessage said; unverified.
  * @throws {ProxyError} role_forbidden
  */
-export function decide(
-  config: Config,
-  startup: { readonly user: string; readonly database: string },
-  verified: VerifiedToken,
-): Identity {
+export function decide(config: Config, startup: Requested, verified: VerifiedToken): Identity {
   const { user: role, database } = startup;
   const { provider: id, issuer, subject, kid, claims } = verified;
-  const forbid = (reason: string) =>
-    new ProxyError('role_forbidden', { role }, { cause: new Error(reason) });
-
   const provider = own(config.providers, id);
-  if (provider === undefined) throw forbid(`provider "${id}" is no longer configured`);
+  if (provider === undefined) throw forbid(role, `provider "${id}" is no longer configured`);
   if (!provider.roles.includes(role)) {
-    throw forbid(`role "${printable(role)}" is not in providers.${id}.roles`);
+    throw forbid(role, `role "${printable(role)}" is not in providers.${id}.roles`);
   }
   if (!isGrantedByClaim(provider, claims, role)) {
-    throw forbid(`the claim at ${provider.roleClaim} does not name role "${printable(role)}"`);
+    throw forbid(
+      role,
+      `the claim at ${provider.roleClaim} does not name role "${printable(role)}"`,
+    );
   }
-  const upstream = routeTo(config, database);
-  if (upstream === undefined) throw forbid(`no route for database "${printable(database)}"`);
-  if (own(config.upstreams[upstream]?.roles ?? {}, role) === undefined) {
-    throw forbid(`upstream "${upstream}" has no role "${printable(role)}"`);
-  }
+  const upstream = routeTo(config, role, database);
   const expiresAt = verified.expiresAt + verified.toleranceMs;
   return Object.freeze({ provider: id, issuer, subject, kid, role, upstream, claims, expiresAt });
+}
+
+/**
+ * Nobody, where the configuration lets clients in without a token and this one asks for their role;
+ * else `undefined`: then a token is due.
+ *
+ * @throws {ProxyError} role_forbidden
+ */
+export function decideAnonymous(config: Config, startup: Requested): Identity | undefined {
+  const { user: role, database } = startup;
+  if (!config.anonymous.enabled || role !== config.anonymous.role) return undefined;
+  return Object.freeze({
+    provider: undefined,
+    issuer: undefined,
+    subject: undefined,
+    kid: undefined,
+    role,
+    upstream: routeTo(config, role, database),
+    claims: {},
+    expiresAt: Infinity,
+  });
 }
 
 function isGrantedByClaim(
@@ -79,12 +100,26 @@ function resolvePointer(claims: unknown, pointer: string): unknown {
   return value;
 }
 
-function routeTo(config: Config, database: string): string | undefined {
+/** The upstream that has this database and this role. */
+function routeTo(config: Config, role: string, database: string): string {
+  const upstream = routeByDatabase(config, database);
+  if (upstream === undefined) throw forbid(role, `no route for database "${printable(database)}"`);
+  if (own(config.upstreams[upstream]?.roles ?? {}, role) === undefined) {
+    throw forbid(role, `upstream "${upstream}" has no role "${printable(role)}"`);
+  }
+  return upstream;
+}
+
+function routeByDatabase(config: Config, database: string): string | undefined {
   if (config.routes !== undefined) {
     return config.routes.find((route) => route.database === database)?.upstream;
   }
   const upstreams = Object.entries<UpstreamConfig>(config.upstreams);
   return upstreams.find(([, upstream]) => upstream.database === database)?.[0];
+}
+
+function forbid(role: string, reason: string): ProxyError {
+  return new ProxyError('role_forbidden', { role }, { cause: new Error(reason) });
 }
 
 /** A property that the object itself has: `constructor` and `__proto__` are names that a client may send. */

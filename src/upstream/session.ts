@@ -17,9 +17,9 @@ export interface Hello extends Backend {
   readonly dirty: boolean;
 }
 
-/** Whom the session is to belong to. */
+/** Whom the session is to belong to; without a subject, to nobody. */
 export interface SessionIdentity {
-  readonly subject: string;
+  readonly subject: string | undefined;
   readonly claims: Readonly<Record<string, unknown>>;
   /** When the session must be over, in ms since the epoch. */
   readonly expiresAt: number;
@@ -63,9 +63,12 @@ export async function install(
   control: Control,
   signal: AbortSignal,
 ): Promise<void> {
-  await control.bind(backend, identity.claims, identity.expiresAt);
+  const { subject, claims, expiresAt } = identity;
+  // Nobody's session has no row: what an earlier backend with this pid left would not match it either.
+  if (subject !== undefined) await control.bind(backend, claims, expiresAt);
   const [seen] = await ask(connection, USER_ID, signal);
-  if (seen !== Buffer.from(identity.subject, 'utf8').toString('hex')) {
+  const expected = subject === undefined ? null : Buffer.from(subject, 'utf8').toString('hex');
+  if (seen !== expected) {
     throw new ProxyError(
       'session_setup_failed',
       { role },

@@ -26,6 +26,9 @@ export interface StackOptions
   readonly limits?: ConfigInput['limits'];
   readonly sessions?: ConfigInput['sessions'];
   readonly startupParameters?: ConfigInput['startupParameters'];
+  /** Group roles beside `authenticated`, and their slots. */
+  readonly roles?: Readonly<Record<string, { readonly slots: number }>>;
+  readonly anonymous?: ConfigInput['anonymous'];
   readonly provider?: Partial<ConfigInput['providers'][string]>;
   readonly upstream?: Partial<ConfigInput['upstreams'][string]>;
 }
@@ -73,9 +76,9 @@ export async function startStack(options: StackOptions = {}): Promise<Stack> {
   const folder = await mkdtemp(join(tmpdir(), 'pgjot-stack-'));
   const issuer = await startIssuer();
   const authority = createAuthority();
-  const slots = options.slots ?? 20;
-  await prepareDatabase(postgres, slots);
-  const config = await writeConfig(folder, postgres.port, issuer, authority, slots, options);
+  const roles = { authenticated: { slots: options.slots ?? 20 }, ...options.roles };
+  await prepareDatabase(postgres, roles);
+  const config = await writeConfig(folder, postgres.port, issuer, authority, roles, options);
 
   const logs: string[] = [];
   const sink = new Writable({
@@ -148,13 +151,15 @@ export async function until<T>(
   }
 }
 
-async function prepareDatabase(postgres: Stack['postgres'], slots: number): Promise<void> {
+type Roles = NonNullable<StackOptions['roles']>;
+
+async function prepareDatabase(postgres: Stack['postgres'], roles: Roles): Promise<void> {
   const superuser = await connectAsSuperuser(postgres);
   await superuser.query('create database app');
   await superuser.end();
   const admin = await connectAsSuperuser(postgres, 'app');
   try {
-    await install(admin, { secret: SECRET, roles: { authenticated: { slots } } });
+    await install(admin, { secret: SECRET, roles });
     await installDemo(admin);
   } finally {
     await admin.end();
@@ -166,7 +171,7 @@ async function writeConfig(
   port: number,
   issuer: Issuer,
   authority: Authority,
-  slots: number,
+  roles: Roles,
   options: StackOptions,
 ): Promise<ConfigInput> {
   const { cert, key } = authority.issue();
@@ -185,10 +190,11 @@ async function writeConfig(
         port,
         database: 'app',
         secret: { file: secretFile },
-        roles: { authenticated: { slots } },
+        roles: { ...roles },
         ...options.upstream,
       },
     },
+    ...(options.anonymous && { anonymous: options.anonymous }),
     ...(options.limits && { limits: options.limits }),
     ...(options.sessions && { sessions: options.sessions }),
     ...(options.startupParameters && { startupParameters: options.startupParameters }),
