@@ -2,6 +2,7 @@
  * `pgjot start`: runs the proxy of a configuration file until it is told to stop.
  *
  * SIGTERM or SIGINT lets sessions finish (`sessions.drainTimeoutMs`); a second one ends them at once.
+ * SIGHUP does not reload the configuration yet: it is logged and ends nothing.
  */
 import { Command } from 'commander';
 import { loadConfig } from '../config.ts';
@@ -13,6 +14,12 @@ import { stopRequests } from './signals.ts';
 /** Where a configuration is looked for. */
 export const CONFIG_FILE = 'proxy.config.json';
 
+// Unless somebody listens for it, SIGHUP ends the process: a `systemctl reload` would end every session.
+const RELOAD_UNSUPPORTED = {
+  event: 'reload_unsupported',
+  advice: 'the configuration is read at start only; restart pgjot to apply a changed one',
+};
+
 /** The command. */
 export function startCommand(): Command {
   return new Command('start')
@@ -22,6 +29,8 @@ export function startCommand(): Command {
       using stop = stopRequests(['SIGTERM', 'SIGINT']);
       const settings = loadConfig(config);
       const logger = createLogger(settings.log);
+      const onHangup = () => logger.warn(RELOAD_UNSUPPORTED);
+      process.on('SIGHUP', onHangup);
       const proxy = createProxy(settings, { logger });
       try {
         logger.info({ event: 'listening', ...(await listening(proxy)) });
@@ -30,6 +39,7 @@ export function startCommand(): Command {
         await Promise.race([proxy.drain(), stop.second]);
       } finally {
         await proxy.close();
+        process.off('SIGHUP', onHangup);
       }
     });
 }

@@ -324,6 +324,28 @@ describe('pgjot start', () => {
     60_000,
   );
 
+  it('goes on serving after SIGHUP, and logs that only a restart reloads', async () => {
+    await writeConfig();
+    await runCli(['setup', 'main'], options);
+    const { child, port } = await startProxy();
+    const client = await login(port);
+
+    const logged = printed(child, /"reload_unsupported".*\n/);
+    child.kill('SIGHUP');
+    const line = (await logged).split('\n').find((one) => one.includes('reload_unsupported'));
+    const { rows } = await client.query('select 1 as one');
+    const newcomer = await login(port);
+    await newcomer.end();
+    await client.end();
+
+    expect(JSON.parse(line ?? '')).toMatchObject({
+      level: 40,
+      event: 'reload_unsupported',
+      advice: expect.stringContaining('restart') as string,
+    });
+    expect(rows).toEqual([{ one: 1 }]);
+  }, 60_000);
+
   it('ends every session at once after a second signal', async () => {
     await writeConfig();
     await runCli(['setup', 'main'], options);
