@@ -3,7 +3,8 @@
  *
  * What it keeps is in `.pgjot`. It stops what it started, however it ends.
  */
-import { createWriteStream } from 'node:fs';
+import { once } from 'node:events';
+import { createWriteStream, type WriteStream } from 'node:fs';
 import { createServer } from 'node:net';
 import { join, relative } from 'node:path';
 import { Command, InvalidArgumentError } from 'commander';
@@ -23,7 +24,7 @@ import {
   writeConfig,
   type State,
 } from './dev/state.ts';
-import { CommandError } from './failure.ts';
+import { closeAll, CommandError } from './failure.ts';
 import { stopRequests } from './signals.ts';
 import { listening } from './start.ts';
 
@@ -53,6 +54,7 @@ async function dev(options: DevOptions): Promise<void> {
   await assertFree(options.port);
   const state = stateOf();
   await createStateFolder(state);
+  const log = await openLog(state.proxyLog);
   const opened: (() => Promise<void>)[] = [];
   try {
     const server = await openPostgres(state, options);
@@ -61,7 +63,7 @@ async function dev(options: DevOptions): Promise<void> {
     await prepareDatabase(server, await upstreamSecret(state));
     const issuer = await startIssuer(state, options.port === 0 ? 0 : options.port + 1);
     opened.unshift(() => issuer.close());
-    const proxy = openProxy(state, configFor(server, issuer, options.port));
+    const proxy = openProxy(configFor(server, issuer, options.port), state.folder, log);
     opened.unshift(() => proxy.close());
     const { port } = await listening(proxy);
     await writeConfig(state, configFor(server, issuer, port));
@@ -72,7 +74,7 @@ async function dev(options: DevOptions): Promise<void> {
     await Promise.race([stop.first, failWhenGone(server)]);
     console.error('\nstopping');
   } finally {
-    for (const close of opened) await close();
+    await closeAll(opened);
   }
 }
 
@@ -93,8 +95,21 @@ async function assertFree(port: number): Promise<void> {
   await new Promise((closed) => probe.close(closed));
 }
 
+/** A file to log to. Should it fail later (a full disk), lines are lost and nothing else. */
+async function openLog(file: string): Promise<WriteStream> {
+  const log = createWriteStream(file, { mode: 0o600 });
+  try {
+    await once(log, 'open');
+  } catch (cause) {
+    const { code } = cause as NodeJS.ErrnoException;
+    throw new CommandError('failure', `cannot write ${file} (${code})`, { cause });
+  }
+  log.on('error', () => {});
+  return log;
+}
+
 async function openPostgres(state: State, options: DevOptions): Promise<PostgresServer> {
-  const log = createWriteStream(state.postgresLog, { mode: 0o600 });
+  const log = await openLog(state.postgresLog);
   try {
     const server = await startPostgres({
       dataDir: state.dataDir,
@@ -164,16 +179,19 @@ function configFor(server: PostgresServer, issuer: RunningIssuer, port: number):
 }
 
 /** The proxy, logging to a file: the terminal belongs to what the user does next. */
-function openProxy(state: State, input: ConfigInput) {
-  const config = parseConfig(input, state.folder);
-  const log = createWriteStream(state.proxyLog, { mode: 0o600 });
+function openProxy(input: ConfigInput, folder: string, log: WriteStream) {
+  const config = parseConfig(input, folder);
   const format = { level: config.log.level, base: null, timestamp: stdTimeFunctions.isoTime };
   const proxy = createProxy(config, { logger: pino(format, log) });
   return {
     start: () => proxy.start(),
     async close() {
-      await proxy.close();
-      await new Promise<void>((closed) => log.end(closed));
+      try {
+        await proxy.close();
+      } finally {
+        // Called even where the file cannot be written any more.
+        await new Promise<void>((closed) => log.end(() => closed()));
+      }
     },
   };
 }

@@ -19,3 +19,20 @@ export class CommandError extends Error {
     this.exitCode = EXIT[kind];
   }
 }
+
+/**
+ * Closes one after the other, whatever fails: what comes last still runs.
+ *
+ * A failure to close is one line on standard error and exit status 1, and hides no earlier error.
+ */
+export async function closeAll(closes: readonly (() => Promise<void>)[]): Promise<void> {
+  for (const close of closes) {
+    try {
+      await close();
+    } catch (error) {
+      const { message } = error instanceof Error ? error : new Error(String(error));
+      console.error(`pgjot: while stopping: ${message}`);
+      process.exitCode = EXIT.failure;
+    }
+  }
+}

@@ -1,6 +1,6 @@
 import { execFileSync, type ChildProcess } from 'node:child_process';
 import { existsSync } from 'node:fs';
-import { chmod, chown, mkdtemp, readFile, rm, stat } from 'node:fs/promises';
+import { chmod, chown, mkdir, mkdtemp, readFile, rm, stat } from 'node:fs/promises';
 import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -34,11 +34,13 @@ beforeEach(async () => {
 });
 
 afterEach(async () => {
-  for (const dev of running) {
-    dev.child.kill('SIGTERM');
-    await exitOf(dev.child);
-    // As root the data lies elsewhere, in a folder of its own.
-    await rm(dirname(dev.dataDir), { recursive: true, force: true });
+  for (const { child } of running) {
+    child.kill('SIGTERM');
+    await exitOf(child);
+  }
+  // As root the data lies elsewhere, in a folder of its own. Two of one folder share it.
+  for (const { dataDir } of running) {
+    await rm(dirname(dataDir), { recursive: true, force: true });
   }
   running = [];
   await rm(folder, { recursive: true, force: true });
@@ -140,6 +142,20 @@ describe('pgjot dev', () => {
     },
     60_000,
   );
+
+  it('says which log it cannot write, and starts nothing', async () => {
+    const log = join(folder, '.pgjot', 'proxy.log');
+    await mkdir(log, { recursive: true });
+
+    const result = await runCli(['dev', '--port', '0'], options);
+
+    expect(result).toEqual({
+      status: 1,
+      stdout: '',
+      stderr: `pgjot: cannot write ${log} (EISDIR)\n`,
+    });
+    expect(existsSync(join(folder, '.pgjot', 'postgres.log'))).toBe(false);
+  });
 
   it('takes PostgreSQL with it when it is killed, and starts again', async () => {
     const dev = await startDev();
