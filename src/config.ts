@@ -144,7 +144,7 @@ const upstream = z.strictObject({
 
 const schema = z.strictObject({
   $schema: z.string().optional(),
-  listen: listen.default(() => listen.parse({})),
+  listen: listen.prefault({}),
   providers: z
     .record(z.string().min(1), provider)
     .refine((providers) => Object.keys(providers).length > 0, 'must name at least one provider'),
@@ -158,7 +158,7 @@ const schema = z.strictObject({
         .default('anonymous')
         .describe('The role they get by asking for it; auth.user_id() is NULL.'),
     })
-    .default({ enabled: false, role: 'anonymous' }),
+    .prefault({}),
   routes: z
     .array(z.strictObject({ database: name, upstream: z.string() }))
     .optional()
@@ -170,7 +170,7 @@ const schema = z.strictObject({
         .default([])
         .describe('Startup parameters that pass beside the built-in list.'),
     })
-    .default({ allow: [] }),
+    .prefault({}),
   jwks: z
     .strictObject({
       freshMs: milliseconds
@@ -188,14 +188,7 @@ const schema = z.strictObject({
       maxBytes: z.int().min(1_024).max(16_777_216).default(262_144),
       maxKeys: z.int().min(1).max(1_000).default(100),
     })
-    .default(() => ({
-      freshMs: 300_000,
-      staleMs: 3_600_000,
-      cooldownMs: 30_000,
-      timeoutMs: 5_000,
-      maxBytes: 262_144,
-      maxKeys: 100,
-    })),
+    .prefault({}),
   sessions: z
     .strictObject({
       graceMs: milliseconds
@@ -205,7 +198,7 @@ const schema = z.strictObject({
         .default(60_000)
         .describe('How long busy sessions may go on after SIGTERM.'),
     })
-    .default({ graceMs: 30_000, drainTimeoutMs: 60_000 }),
+    .prefault({}),
   limits: z
     .strictObject({
       maxClients: z.int().min(1).default(10_000),
@@ -220,15 +213,10 @@ const schema = z.strictObject({
         .default(10_000)
         .describe('Verified tokens remembered; 0 turns the cache off.'),
     })
-    .default({
-      maxClients: 10_000,
-      loginTimeoutMs: 10_000,
-      maxTokenBytes: 16_384,
-      tokenCacheEntries: 10_000,
-    }),
+    .prefault({}),
   log: z
     .strictObject({ level: z.enum(['debug', 'info', 'warn', 'error', 'silent']).default('info') })
-    .default({ level: 'info' }),
+    .prefault({}),
 });
 
 /** A configuration as people write it: defaults may be left out. */
