@@ -3,9 +3,10 @@
  *
  * It is a plain client: it sends the token as the password and sees what the policies let it see.
  */
+import { X509Certificate } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { text } from 'node:stream/consumers';
-import { rootCertificates, type ConnectionOptions } from 'node:tls';
+import type { ConnectionOptions } from 'node:tls';
 import { Command } from 'commander';
 import { Client, DatabaseError, type ClientConfig, type QueryConfig, type QueryResult } from 'pg';
 import { loadConfig, type Config } from '../config.ts';
@@ -33,7 +34,10 @@ export function sqlCommand(): Command {
     .option('--sub <subject>', 'as this subject, with a fresh token of the development issuer')
     .option('--token-file <file>', 'with the token in this file; "-" reads standard input')
     .option('--config <file>', 'the proxy is that of this configuration (default: of "pgjot dev")')
-    .option('--ca-file <file>', "the authority of the proxy's certificate (PEM)")
+    .option(
+      '--ca-file <file>',
+      "trust who this authority (PEM) vouches for (default: the configuration's certificate alone)",
+    )
     .option('--role <role>', 'the PostgreSQL role to ask for (default: the first configured)')
     .option('--database <name>', 'the database to ask for (default: the first configured)')
     .option('--json', 'print the rows as JSON, one array for each statement that returns rows')
@@ -94,24 +98,44 @@ async function tokenFor({ sub, tokenFile }: SqlOptions): Promise<string> {
 
 /** Where the proxy of this configuration listens, and what to ask it for. */
 async function target(config: Config, options: SqlOptions): Promise<ClientConfig> {
-  const { host, port, tls } = config.listen;
   const [upstream] = Object.values(config.upstreams);
   const [provider] = Object.values(config.providers);
-  const everywhere = host === '0.0.0.0' || host === '::';
   return {
-    host: everywhere ? 'localhost' : host,
-    port,
+    host: dialled(config),
+    port: config.listen.port,
     user: options.role ?? provider?.roles[0] ?? '',
     database: options.database ?? config.routes?.[0]?.database ?? upstream?.database ?? '',
-    ssl: clientTlsMode(config) === 'require' && (await trust(options.caFile ?? tls.certFile ?? '')),
+    ssl: await trust(config, options.caFile),
   };
 }
 
-/** Trusts this file beside the well-known authorities; not for a host name, because we dial the address that the proxy listens on. */
-async function trust(file: string): Promise<ConnectionOptions> {
+/** The address of a proxy on this machine. */
+function dialled({ listen: { host } }: Config): string {
+  return host === '0.0.0.0' || host === '::' ? 'localhost' : host;
+}
+
+/**
+ * Whom to send a token to: the holder of the very certificate that the configuration names, whatever names it
+ * bears, since we dial the address that the proxy listens on. With `caFile`, whoever that authority vouches for
+ * by the address dialled. The well-known authorities vouch for too many.
+ */
+async function trust(
+  config: Config,
+  caFile: string | undefined,
+): Promise<ConnectionOptions | false> {
+  if (caFile !== undefined) return { ca: await readFile(caFile, 'utf8'), host: dialled(config) };
+  const { certFile } = config.listen.tls;
+  if (clientTlsMode(config) !== 'require' || certFile === undefined) return false;
+  // The proxy's own comes first in its file; those that follow sign others' too.
+  const own = new X509Certificate(await readFile(certFile));
   return {
-    ca: [...rootCertificates, await readFile(file, 'utf8')],
-    checkServerIdentity: () => undefined,
+    ca: own.toString(),
+    allowPartialTrustChain: true,
+    // Attack: `own` may be an authority as well, and have signed another's.
+    checkServerIdentity: (_, { raw }) =>
+      raw.equals(own.raw)
+        ? undefined
+        : new Error('the certificate is not the one in listen.tls.certFile'),
   };
 }
 

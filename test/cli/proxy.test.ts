@@ -83,30 +83,62 @@ describe('pgjot setup, check, start and sql, in that order', () => {
     });
   }, 60_000);
 
-  it('go through TLS, and to no proxy whose certificate another authority signed', async () => {
+  it('go through TLS, to the holder of the very certificate that the configuration names', async () => {
     const authority = createAuthority();
-    const { cert, key } = authority.issue(['proxy.test']);
-    await writeFile(join(folder, 'server.crt'), cert);
-    await writeFile(join(folder, 'server.key'), key);
-    await writeFile(join(folder, 'ca.crt'), authority.ca);
-    await writeFile(join(folder, 'other.crt'), createAuthority().ca);
+    const own = authority.issue(['proxy.test']);
     const tls = { mode: 'require' as const, certFile: 'server.crt', keyFile: 'server.key' };
+    // A chain, as servers are given it: whoever the authority signs is not trusted for that.
+    await writeFile(join(folder, 'server.crt'), own.cert + authority.ca);
+    await writeFile(join(folder, 'server.key'), own.key);
+    await writeFile(join(folder, 'other.crt'), authority.issue(['proxy.test']).cert + authority.ca);
     await writeConfig({ listen: { port: 0, tls } });
     await runCli(['setup', 'main'], options);
     const { port } = await startProxy();
+
     await writeConfig({ listen: { port, tls } });
+    const same = await sqlAs('alice', 'select 1');
+    await writeConfig({ listen: { port, tls: { ...tls, certFile: 'other.crt' } } });
+    const other = await sqlAs('alice', 'select 1');
+    await writeFile(join(folder, 'authority.crt'), authority.ca);
+    await writeConfig({ listen: { port, tls: { ...tls, certFile: 'authority.crt' } } });
+    const signed = await sqlAs('alice', 'select 1');
 
-    const trusted = await sqlAs('alice', 'select 1', ['--ca-file', 'ca.crt']);
-    const others = [
-      await sqlAs('alice', 'select 1', ['--ca-file', 'other.crt']),
-      await sqlAs('alice', 'select 1'),
-    ];
+    expect(same).toMatchObject({ status: 0, stderr: '' });
+    expect(signed).toMatchObject({
+      status: 69,
+      stderr: 'pgjot: the certificate is not the one in listen.tls.certFile\n',
+    });
+    expect(other).toMatchObject({ status: 69, stdout: '' });
+    expect(other.stderr).toMatch(/^pgjot: [^\n]*certificate[^\n]*\n$/);
+  }, 60_000);
 
-    expect(trusted).toMatchObject({ status: 0, stderr: '' });
-    for (const { status, stderr } of others) {
-      expect(status).toBe(69);
-      expect(stderr).toMatch(/^pgjot: unable to verify [^\n]*\n$/);
+  it('go, with --ca-file, only to whom that authority vouches for by the address dialled', async () => {
+    const authority = createAuthority();
+    const tls = { mode: 'require' as const, certFile: 'server.crt', keyFile: 'server.key' };
+    await writeFile(join(folder, 'ca.crt'), authority.ca);
+    await writeFile(join(folder, 'other.crt'), createAuthority().ca);
+    const outcomes: Record<string, { status: number | null; stderr: string }> = {};
+    for (const name of ['127.0.0.1', 'proxy.test']) {
+      const { cert, key } = authority.issue([name]);
+      await writeFile(join(folder, 'server.crt'), cert);
+      await writeFile(join(folder, 'server.key'), key);
+      await writeConfig({ listen: { port: 0, tls } });
+      await runCli(['setup', 'main'], options);
+      const { port } = await startProxy();
+      await writeConfig({ listen: { port, tls } });
+      for (const ca of ['ca.crt', 'other.crt']) {
+        outcomes[`${name} by ${ca}`] = await sqlAs('alice', 'select 1', ['--ca-file', ca]);
+      }
     }
+
+    expect(outcomes).toMatchObject({
+      '127.0.0.1 by ca.crt': { status: 0, stderr: '' },
+      '127.0.0.1 by other.crt': { status: 69 },
+      'proxy.test by ca.crt': { status: 69 },
+      'proxy.test by other.crt': { status: 69 },
+    });
+    expect(outcomes['127.0.0.1 by other.crt']?.stderr).toMatch(/unable to verify/);
+    expect(outcomes['proxy.test by ca.crt']?.stderr).toMatch(/does not match certificate/);
   }, 60_000);
 });
 
