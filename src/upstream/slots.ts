@@ -20,12 +20,12 @@ export interface SlotSource {
 /** The slots of one role. */
 export interface Slots {
   /**
-   * A slot for one session, first come first served.
+   * A slot for one session, first come first served, within `patienceMs`: what is left of `acquireTimeoutMs`.
    *
    * @throws {ProxyError} pool_timeout when none came free in time, upstream_unreachable, or the signal's reason.
    */
-  acquire(signal: AbortSignal): Promise<Slot>;
-  /** Gives the free slots back to the database, so that an idle proxy starves no busy one. */
+  acquire(signal: AbortSignal, patienceMs?: number): Promise<Slot>;
+  /** Gives the free slots back to the database, and those whose quarantine is over, so that an idle proxy starves no busy one. */
   giveBack(): void;
   /** Forgets the free slots: the control connection that leased them is gone. */
   forget(): void;
@@ -99,6 +99,9 @@ export function createSlots(role: string, source: SlotSource, acquireTimeoutMs: 
     try {
       const names = await source.lease(role, LEASE_BATCH);
       if (askedIn === generation) free.push(...names, ...recovered());
+      // Either that connection is lost, and they are nobody's, or the question waited for the next one, which has
+      // them for good: they go back, and whoever waits asks again.
+      else giveBack(names);
     } catch (error) {
       for (const waiter of waiters) waiter.reject(error);
       waiters.clear();
@@ -125,7 +128,7 @@ export function createSlots(role: string, source: SlotSource, acquireTimeoutMs: 
   };
 
   return {
-    acquire(signal) {
+    acquire(signal, patienceMs = acquireTimeoutMs) {
       return new Promise((resolve, reject) => {
         const settle = (finish: () => void) => {
           clearTimeout(timer);
@@ -150,7 +153,7 @@ export function createSlots(role: string, source: SlotSource, acquireTimeoutMs: 
               }),
             ),
           );
-        }, acquireTimeoutMs);
+        }, patienceMs);
         if (signal.aborted) return onAbort();
         signal.addEventListener('abort', onAbort);
         waiters.add(waiter);
@@ -158,6 +161,7 @@ export function createSlots(role: string, source: SlotSource, acquireTimeoutMs: 
       });
     },
     giveBack() {
+      free.push(...recovered());
       if (free.length > 0) giveBack(free.splice(0));
     },
     forget() {

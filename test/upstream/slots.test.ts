@@ -26,11 +26,13 @@ class Database implements SlotSource {
 
   async lease(_: string, count: number): Promise<string[]> {
     this.asked++;
+    // It waits in a queue, and may be put to a later connection than there was when it was asked.
     await Promise.resolve();
     if (this.failure !== undefined) throw this.failure;
     const free = this.names.filter((name) => !this.leased.has(name) && !this.live.has(name));
     const given = free.slice(0, count);
     for (const name of given) this.leased.add(name);
+    await Promise.resolve();
     return given;
   }
 
@@ -103,6 +105,15 @@ describe('acquire', () => {
     expect(await late).toMatchObject({ code: 'pool_timeout' });
     first.release();
     expect(slots.counts()).toEqual({ free: 1, busy: 0, quarantined: 0, waiting: 0 });
+  });
+
+  test('gives up sooner when the login has waited for other things already', async () => {
+    const { slots } = book(0, 300);
+    const late = slots.acquire(never, 100).catch((error: unknown) => error);
+
+    await vi.advanceTimersByTimeAsync(100);
+
+    expect(await late).toMatchObject({ code: 'pool_timeout' });
   });
 
   test("gives up with the signal's reason, before or while it waits", async () => {
@@ -217,6 +228,19 @@ describe('after the control connection was lost', () => {
     expect((await waiting).name).toBe('slot_1');
     expect(database.asked).toBe(2);
   });
+
+  test('what the next connection leased for a question that waited meanwhile is not lost', async () => {
+    const { database, slots } = book(4);
+    const waiting = slots.acquire(never);
+
+    database.lose(slots);
+    await vi.advanceTimersByTimeAsync(200);
+
+    expect((await waiting).name).toBe('slot_1');
+    slots.giveBack();
+    await settle();
+    expect([...database.leased]).toEqual(['slot_1']);
+  });
 });
 
 test('giveBack gives all free slots to the database, and no busy one', async () => {
@@ -229,6 +253,19 @@ test('giveBack gives all free slots to the database, and no busy one', async () 
 
   expect([...database.leased]).toEqual([held.name]);
   expect(slots.counts()).toMatchObject({ free: 0, busy: 1 });
+});
+
+test('giveBack gives back what has been in quarantine for long enough, and nothing else', async () => {
+  const { database, slots } = book(2);
+  (await slots.acquire(never)).quarantine(1_000);
+  (await slots.acquire(never)).quarantine(60_000);
+
+  await vi.advanceTimersByTimeAsync(1_000);
+  slots.giveBack();
+  await settle();
+
+  expect([...database.leased]).toEqual(['slot_2']);
+  expect(slots.counts()).toMatchObject({ free: 0, quarantined: 1 });
 });
 
 /** What the model knows: who holds which name. */
@@ -270,8 +307,8 @@ const command = (name: string, run: (real: Real) => Promise<void> | void): Comma
 
 const commands = fc.commands(
   [
-    fc.nat(400).map((patience) =>
-      command(`acquire, aborted after ${patience} ms`, (real) => {
+    fc.tuple(fc.nat(400), fc.boolean()).map(([patience, lost]) =>
+      command(`acquire, aborted after ${patience} ms${lost ? ', lose control' : ''}`, (real) => {
         const abort = new AbortController();
         const timer = setTimeout(() => abort.abort(new ProxyError('client_lost')), patience);
         real.slots
@@ -281,6 +318,8 @@ const commands = fc.commands(
             if (!(error instanceof ProxyError)) broken.push(error);
           })
           .finally(() => clearTimeout(timer));
+        // While the question that this may have led to is still in its queue.
+        if (lost) real.database.lose(real.slots);
       }),
     ),
     fc.nat(9).map((at) => command(`release ${at}`, (real) => letGo(real, at)?.release())),
@@ -316,6 +355,13 @@ test('no name is ever given to two holders, whatever happens in whatever order',
       await vi.advanceTimersByTimeAsync(2_000);
       expect(broken).toEqual([]);
       expect(slots.counts().waiting).toBe(0);
+      // Nor is one lost: once everybody has left, all are to be had again.
+      database.failure = undefined;
+      while (model.holders.length > 0) letGo({ database, slots, model }, 0)?.release();
+      await vi.advanceTimersByTimeAsync(60_000);
+      const all = Promise.all(database.names.map(() => slots.acquire(never)));
+      await vi.advanceTimersByTimeAsync(900);
+      expect((await all).map(({ name }) => name).toSorted()).toEqual(database.names);
     }),
     { numRuns: 300 },
   );
