@@ -11,19 +11,19 @@
 import type { Duplex } from 'node:stream';
 import { handshake, type HandshakeOptions, type Startup } from './client/handshake.ts';
 import { askForToken } from './client/login.ts';
-import { farewell, type Client } from './client/stream.ts';
+import { farewell, FLUSH_MS, type Client } from './client/stream.ts';
 import { welcome } from './client/welcome.ts';
 import { at, LoginDeadline } from './deadline.ts';
 import { ProxyError } from './errors.ts';
-import type { Verifier } from './identity/jwt.ts';
+import type { VerifiedToken, Verifier } from './identity/jwt.ts';
 import type { Identity } from './identity/policy.ts';
 import { splice, type Outcome } from './splice/splice.ts';
 import { encodeErrorResponse } from './wire/backend.ts';
 import type { Cancels } from './upstream/cancel.ts';
 import type { Lease } from './upstream/pool.ts';
 
-/** What a connection needs of the house. */
-export interface Surroundings {
+/** What a connection needs of the rest of the proxy. */
+export interface ConnectionContext {
   readonly handshake: HandshakeOptions;
   readonly verifier: Verifier;
   readonly cancels: Cancels;
@@ -35,7 +35,7 @@ export interface Surroundings {
   /** Nobody, where this startup needs no token. Throws `role_forbidden`. */
   anonymous(startup: Startup): Identity | undefined;
   /** Who a verified token's holder is for this startup. Throws `role_forbidden`. */
-  authorize(startup: Startup, token: Awaited<ReturnType<Verifier['verify']>>): Identity;
+  authorize(startup: Startup, token: VerifiedToken): Identity;
   acquire(
     identity: Identity,
     parameters: ReadonlyMap<string, string>,
@@ -43,15 +43,17 @@ export interface Surroundings {
   ): Promise<Lease>;
 }
 
-/** Told what happens, for the log; never shown the token. */
-export interface Witness {
+/** Ends a connection with `error`: a login at once, a session when it is idle or `graceMs` are over. */
+export type Finish = (error: ProxyError, graceMs: number) => void;
+
+/** Told what happens; never shown the token. */
+export interface ConnectionLog {
   /** The id that joins this connection's log lines. */
   readonly session: string;
-  /** Told first of all how to end what is only a login so far. */
-  onArrival(abandon: () => void): void;
+  onArrival(finish: Finish): void;
   onStartup(startup: Startup): void;
   onIdentity(identity: Identity): void;
-  onWelcome(finish: (error: ProxyError, graceMs: number) => void): void;
+  onWelcome(lease: Lease, finish: Finish): void;
   onRefusal(error: ProxyError): void;
   onEnd(outcome: Outcome): void;
 }
@@ -60,34 +62,45 @@ export interface Witness {
 export async function serve(
   stream: Duplex,
   address: string,
-  house: Surroundings,
-  witness: Witness,
+  context: ConnectionContext,
+  log: ConnectionLog,
 ): Promise<void> {
   const client: Client = { stream, encrypted: false, address };
-  const login = new LoginDeadline(house.loginTimeoutMs, stream);
-  let leave: (() => void) | undefined;
-  witness.onArrival(() => login.abandon());
+  const login = new LoginDeadline(context.loginTimeoutMs, stream);
+  let countOut: (() => void) | undefined;
+  let released: Promise<unknown> | undefined;
+  let outcome: Outcome | undefined;
+  log.onArrival(() => login.abandon());
   try {
-    const startup = await handshake(client, house.handshake, login.signal);
-    if (startup.kind === 'cancel') {
-      login.over();
-      return await house.cancels.forward(startup);
-    }
+    const startup = await handshake(client, context.handshake, login.signal);
+    if (startup.kind === 'cancel') return await login.bound(context.cancels.forward(startup));
     login.audible();
-    witness.onStartup(startup);
-    leave = house.admit();
-    const identity = await identify(client, startup, house, login);
-    witness.onIdentity(identity);
-    const lease = await house.acquire(identity, startup.parameters, login.signal);
-    await converse(client, { startup, identity, lease }, house, witness, login);
+    log.onStartup(startup);
+    countOut = context.admit();
+    const identity = await identify(client, startup, context, login);
+    log.onIdentity(identity);
+    const lease = await context.acquire(identity, startup.parameters, login.signal);
+    const cancelKey = context.cancels.register(lease.cancelTarget, startup.minor);
+    try {
+      await login.bound(welcome(client, { greeting: lease.greeting, cancelKey }));
+      login.over();
+      outcome = await spliceUntil(identity.expiresAt, client, lease, context, log);
+      log.onEnd(outcome);
+    } finally {
+      const busy = outcome?.busy ?? true;
+      released = Promise.all([lease.release(busy), context.cancels.revoke(cancelKey)]);
+    }
   } catch (error) {
-    const failure = ProxyError.from(error, witness.session);
-    witness.onRefusal(failure);
+    const failure = ProxyError.from(error, log.session);
+    log.onRefusal(failure);
     await farewell(client.stream, encodeErrorResponse(failure));
   } finally {
     login.over();
-    await farewell(client.stream);
-    leave?.();
+    // The end of an answer is let through to a slow client, unless something broke or it is we who end the session.
+    const orderly = outcome !== undefined && outcome.error === undefined;
+    await farewell(client.stream, undefined, orderly ? FLUSH_MS : undefined);
+    countOut?.();
+    await released;
   }
 }
 
@@ -95,53 +108,35 @@ export async function serve(
 async function identify(
   client: Client,
   startup: Startup,
-  house: Surroundings,
+  context: ConnectionContext,
   login: LoginDeadline,
 ): Promise<Identity> {
-  const nobody = house.anonymous(startup);
-  if (nobody !== undefined) return nobody;
-  const token = await askForToken(client, startup.user, house.maxTokenBytes, login.signal);
-  login.watch(client.stream);
-  const verified = await login.bound(house.verifier.verify(token, startup.user));
-  return house.authorize(startup, verified);
-}
-
-/** A client that has been let in: what it asked for, who it is, and the session that is now its own. */
-interface Admission {
-  readonly startup: Startup;
-  readonly identity: Identity;
-  readonly lease: Lease;
-}
-
-/** From AuthenticationOk to the end of the session; the lease goes back whatever happens. */
-async function converse(
-  client: Client,
-  { startup, identity, lease }: Admission,
-  house: Surroundings,
-  witness: Witness,
-  login: LoginDeadline,
-): Promise<void> {
-  const cancelKey = house.cancels.register(lease.cancelTarget, startup.minor);
-  let outcome: Outcome | undefined;
-  try {
-    await login.bound(welcome(client, { greeting: lease.greeting, cancelKey }));
-    login.over();
-    const session = splice(client, lease.peer);
-    const expiry = at(identity.expiresAt, () => {
-      session.finish(
-        new ProxyError('session_expired', { hint: 'Reconnect with a fresh token.' }),
-        house.expiryGraceMs,
-      );
-    });
-    witness.onWelcome((error, graceMs) => session.finish(error, graceMs));
-    outcome = await session.done;
-    expiry.cancel();
-    witness.onEnd(outcome);
-  } finally {
-    const released = house.cancels
-      .revoke(cancelKey)
-      .then(() => lease.release(outcome?.busy ?? true));
-    await farewell(client.stream);
-    await released;
+  const nobody = context.anonymous(startup);
+  if (nobody !== undefined) {
+    login.watch(client.stream);
+    return nobody;
   }
+  const token = await askForToken(client, startup.user, context.maxTokenBytes, login.signal);
+  login.watch(client.stream);
+  const verified = await login.bound(context.verifier.verify(token, startup.user));
+  return context.authorize(startup, verified);
+}
+
+/** The long middle, which ends with the token at the latest. */
+async function spliceUntil(
+  expiresAt: number,
+  client: Client,
+  lease: Lease,
+  context: ConnectionContext,
+  log: ConnectionLog,
+): Promise<Outcome> {
+  const session = splice(client, lease.peer);
+  const expiry = at(expiresAt, () => {
+    const hint = 'Reconnect with a fresh token.';
+    session.finish(new ProxyError('session_expired', { hint }), context.expiryGraceMs);
+  });
+  log.onWelcome(lease, (error, graceMs) => session.finish(error, graceMs));
+  const outcome = await session.done;
+  expiry.cancel();
+  return outcome;
 }

@@ -9,7 +9,7 @@ import type { Server, Socket } from 'node:net';
 import { createSecureContext, type SecureContext } from 'node:tls';
 import { addressOf, listen, type Address } from './accept/tcp.ts';
 import type { Config } from './config.ts';
-import { serve, type Surroundings, type Witness } from './connection.ts';
+import { serve, type ConnectionContext, type ConnectionLog, type Finish } from './connection.ts';
 import { ConfigError, ProxyError } from './errors.ts';
 import { clientTlsMode } from './exposure.ts';
 import { createVerifier } from './identity/jwt.ts';
@@ -47,12 +47,12 @@ export interface ProxyOptions {
 }
 
 // How many sockets may be open beyond `limits.maxClients`: cancels, and those that are to hear that the house is full.
-const STRANGERS = 256;
+const MAX_STRANGERS = 256;
 
-/** A client as the proxy keeps it. */
-interface Guest {
+/** A connection as the proxy keeps it. */
+interface Connection {
   /** Ends its session; until there is one, its login. */
-  finish: (error: ProxyError, graceMs: number) => void;
+  finish: Finish;
   gone: Promise<void>;
 }
 
@@ -76,7 +76,7 @@ export function createProxy(
       }),
     ]),
   );
-  const house: Surroundings = {
+  const context: ConnectionContext = {
     handshake: {
       tlsMode: clientTlsMode(config),
       secureContext: loadCertificate(config),
@@ -100,25 +100,27 @@ export function createProxy(
     acquire: (identity, parameters, signal) =>
       (pools.get(identity.upstream) as Pool).acquire(identity, parameters, signal),
   };
-  const guests = new Set<Guest>();
+  const connections = new Set<Connection>();
   let clients = 0;
   let server: Server | undefined;
   let leaving = false;
 
   const onArrival = (socket: Socket): void => {
     // Whoever wants to log in is counted when they say so: a cancel must get through when the house is full.
-    if (guests.size >= config.limits.maxClients + STRANGERS) {
+    if (connections.size >= config.limits.maxClients + MAX_STRANGERS) {
       socket.destroy();
       return;
     }
     const address = socket.remoteAddress ?? '';
-    const guest: Guest = { finish: () => {}, gone: Promise.resolve() };
-    const witness = createWitness(logger, address, (finish) => {
-      guest.finish = finish;
+    const connection: Connection = { finish: () => {}, gone: Promise.resolve() };
+    const log = createConnectionLog(logger, address, (finish) => {
+      connection.finish = finish;
       if (leaving) finish(new ProxyError('shutdown'), config.sessions.drainTimeoutMs);
     });
-    guest.gone = serve(socket, address, house, witness).finally(() => guests.delete(guest));
-    guests.add(guest);
+    connections.add(connection);
+    connection.gone = serve(socket, address, context, log).finally(() => {
+      connections.delete(connection);
+    });
   };
 
   const leave = async (graceMs: number): Promise<void> => {
@@ -126,8 +128,8 @@ export function createProxy(
     const closed = new Promise<void>((resolve) =>
       server?.listening ? server.close(() => resolve()) : resolve(),
     );
-    for (const guest of guests) guest.finish(new ProxyError('shutdown'), graceMs);
-    await Promise.all([...guests].map(({ gone }) => gone));
+    for (const connection of connections) connection.finish(new ProxyError('shutdown'), graceMs);
+    await Promise.all([...connections].map(({ gone }) => gone));
     await closed;
     await Promise.all([...pools.values()].map((pool) => pool.close()));
     verifier.close();
@@ -135,13 +137,16 @@ export function createProxy(
 
   return {
     async start() {
-      server = await listen({ host: config.listen.host, port: config.listen.port }, onArrival);
+      const { host, port } = config.listen;
+      server = await listen({ host, port }, onArrival, (error) => {
+        logger.error({ event: 'accept_failed', cause: error.message });
+      });
       return addressOf(server);
     },
     drain: () => leave(config.sessions.drainTimeoutMs),
     close: () => leave(0),
     counts: () => ({
-      connections: guests.size,
+      connections: connections.size,
       clients,
       upstreams: Object.fromEntries([...pools].map(([id, pool]) => [id, pool.counts()])),
     }),
@@ -149,11 +154,11 @@ export function createProxy(
 }
 
 /** Writes the log lines of one connection: one for its login, one for its end. */
-function createWitness(
+function createConnectionLog(
   logger: Logger,
   address: string,
-  onFinishable: (finish: Guest['finish']) => void,
-): Witness {
+  onFinishable: (finish: Finish) => void,
+): ConnectionLog {
   const session = randomUUID();
   const arrived = performance.now();
   let who: object = {};
@@ -171,9 +176,16 @@ function createWitness(
     onIdentity: (verified) => {
       identity = verified;
     },
-    onWelcome: (finish) => {
+    onWelcome: ({ slot, cancelTarget: { processId: backendPid } }, finish) => {
       welcomedAt = performance.now();
-      logger.info({ event: 'login', outcome: 'accepted', ...line(), durationMs: elapsed(arrived) });
+      logger.info({
+        event: 'login',
+        outcome: 'accepted',
+        ...line(),
+        slot,
+        backendPid,
+        durationMs: elapsed(arrived),
+      });
       onFinishable(finish);
     },
     onRefusal: (error) => {

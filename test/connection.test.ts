@@ -7,7 +7,12 @@
 import type { Duplex } from 'node:stream';
 import { setImmediate as turn } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { serve, type Surroundings, type Witness } from '../src/connection.ts';
+import {
+  serve,
+  type ConnectionContext,
+  type ConnectionLog,
+  type Finish,
+} from '../src/connection.ts';
 import { ProxyError } from '../src/errors.ts';
 import type { Identity } from '../src/identity/policy.ts';
 import type { Outcome } from '../src/splice/splice.ts';
@@ -63,7 +68,7 @@ const IDENTITY: Identity = {
   expiresAt: Date.now() + 3_600_000,
 };
 
-type House = { -readonly [Key in keyof Surroundings]: Surroundings[Key] };
+type House = { -readonly [Key in keyof ConnectionContext]: ConnectionContext[Key] };
 
 /** A client that has arrived, and what has happened to it. */
 async function arrive(change: (house: House) => void = () => {}) {
@@ -73,7 +78,7 @@ async function arrive(change: (house: House) => void = () => {}) {
   const seen: {
     refusal?: ProxyError;
     outcome?: Outcome;
-    finish?: Parameters<Witness['onWelcome']>[0];
+    finish?: Finish;
     abandon?: () => void;
   } = {};
   const peer = { stream: inside.connected as Duplex };
@@ -104,6 +109,7 @@ async function arrive(change: (house: House) => void = () => {}) {
       return {
         peer,
         greeting: [GREETING],
+        slot: 'pgjot_authenticated_1',
         cancelTarget: { upstream: fake.upstreamAt(1), processId: 9, secretKey: Buffer.alloc(4) },
         release: async (busy) => {
           events.push(`release ${busy ? 'busy' : 'idle'}`);
@@ -114,14 +120,14 @@ async function arrive(change: (house: House) => void = () => {}) {
     },
   };
   change(house);
-  const witness: Witness = {
+  const witness: ConnectionLog = {
     session: 'session-id',
-    onArrival: (abandon) => {
-      seen.abandon = abandon;
+    onArrival: (finish) => {
+      seen.abandon = () => finish(new ProxyError('shutdown'), 0);
     },
     onStartup: ({ database }) => events.push(`startup ${database}`),
     onIdentity: () => events.push('identity'),
-    onWelcome: (finish) => {
+    onWelcome: (_, finish) => {
       seen.finish = finish;
       events.push('welcome');
     },

@@ -15,13 +15,15 @@ const KEEPALIVE_MS = 60_000;
 const BACKLOG = 1_024;
 
 /**
- * Listens, and gives every accepted socket to `onArrival`, who owns it.
+ * Listens, and gives every accepted socket to `onArrival`, who owns it. `onError` is told when one could not be
+ * accepted (out of memory or buffers, refused by a firewall); the listener goes on.
  *
  * @throws the system's error when the address cannot be bound (EADDRINUSE, EACCES, EADDRNOTAVAIL).
  */
 export async function listen(
   address: Address,
   onArrival: (socket: Socket) => void,
+  onError: (error: Error) => void,
 ): Promise<Server> {
   const server = createServer(
     { allowHalfOpen: true, noDelay: true, keepAlive: true, keepAliveInitialDelay: KEEPALIVE_MS },
@@ -35,6 +37,7 @@ export async function listen(
     server.once('error', reject);
     server.listen({ ...address, backlog: BACKLOG }, () => {
       server.off('error', reject);
+      server.on('error', onError);
       resolve();
     });
   });

@@ -14,6 +14,8 @@ export interface Client {
 }
 
 const LINGER_MS = 1_000;
+/** How long a slow client may take to read the end of what it asked for, in ms. */
+export const FLUSH_MS = 10_000;
 const LINGER_BYTES = 65_536;
 
 /**
@@ -32,12 +34,22 @@ export function send(stream: Duplex, bytes: Buffer): Promise<void> {
 /**
  * Ends a stream after some last words, and waits until it is closed.
  *
- * Reads and forgets what the peer still sends, for at most a second and 64 KiB: closing a socket with
- * unread bytes in its receive buffer sends a reset, and the client may then never see the words.
+ * What was written before gets `flushMs` to be taken; after that the peer gets a second to close its
+ * side, while what it still sends is read and forgotten (at most 64 KiB of it before a session): closing a
+ * socket with unread bytes in its receive buffer sends a reset, and the client may then never see the words.
  */
-export async function farewell(stream: Duplex, words?: Buffer): Promise<void> {
+export async function farewell(
+  stream: Duplex,
+  words?: Buffer,
+  flushMs: number = LINGER_MS,
+): Promise<void> {
   if (stream.destroyed) return;
-  const timer = setTimeout(() => stream.destroy(), LINGER_MS);
+  const giveUp = () => stream.destroy();
+  let timer = setTimeout(giveUp, flushMs);
+  stream.once('finish', () => {
+    clearTimeout(timer);
+    timer = setTimeout(giveUp, LINGER_MS);
+  });
   let forgotten = 0;
   stream.on('data', (chunk: Buffer) => {
     forgotten += chunk.length;

@@ -19,6 +19,8 @@ export interface ByteTaker {
   take(chunk: Buffer): boolean;
   /** Whether any chunk that was taken is still referred to; while it is, its buffer is not used again. */
   holdsBytes(): boolean;
+  /** Whether more is likely to follow soon; else a buffer of its own would only lie idle. */
+  expectsMore(): boolean;
 }
 
 const BUFFER_BYTES = 65_536;
@@ -87,7 +89,7 @@ function moveHandle(old: Socket, taker: ByteTaker): Socket {
       callback: (length: number, buffer: Uint8Array) => {
         const bytes = (buffer as Buffer).subarray(0, length);
         const goOn = taker.take(buffer === shared ? Buffer.from(bytes) : bytes);
-        if (length < BULK_BYTES) next = shared;
+        if (length < BULK_BYTES || !taker.expectsMore()) next = shared;
         else if (buffer === shared || taker.holdsBytes()) {
           next = Buffer.allocUnsafeSlow(BUFFER_BYTES);
         }

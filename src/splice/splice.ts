@@ -37,10 +37,11 @@ export interface Outcome {
 export interface SpliceTimes {
   /** How long a client that has only closed its sending side may wait for the answer it asked for. */
   readonly halfCloseMs: number;
-  /** How long a side may refuse to take a single byte before it counts as gone. */
+  /** How long a client may leave what it asked for untaken before it counts as gone. */
   readonly stallMs: number;
 }
 
+/** What holds unless a test is in a hurry. */
 export const SPLICE_TIMES: SpliceTimes = { halfCloseMs: 2_000, stallMs: 300_000 };
 
 /** A splice under way. */
@@ -80,21 +81,18 @@ class RunningSplice {
       this.#resolve = resolve;
     });
     const { fromClient, fromUpstream } = this.#traffic;
-    this.#toUpstream = new Flow(
-      client,
-      upstream,
-      (chunk) => fromClient.walk(chunk),
-      times.stallMs,
-      () => this.#onStall('upstream'),
-    );
-    this.#toClient = new Flow(
-      upstream,
-      client,
-      (chunk) => fromUpstream.walk(chunk),
-      times.stallMs,
-      () => this.#onStall('client'),
-    );
-    this.#toClient.afterWrite = () => this.#finishIfIdle();
+    const expectsMore = () => this.#traffic.busy;
+    // A backend reads nothing while it executes, for as long as that takes: only a client can be too slow.
+    this.#toUpstream = new Flow(client, upstream, {
+      onChunk: (chunk) => fromClient.walk(chunk),
+      expectsMore,
+    });
+    this.#toClient = new Flow(upstream, client, {
+      onChunk: (chunk) => fromUpstream.walk(chunk),
+      afterWrite: () => this.#finishIfIdle(),
+      expectsMore,
+      stall: { ms: times.stallMs, onStall: () => this.#onStall() },
+    });
     // Reading may replace a stream, so both flows begin before anybody listens to either.
     this.#toUpstream.begin();
     this.#toClient.begin();
@@ -170,9 +168,9 @@ class RunningSplice {
     else this.#sayLastWords(new ProxyError('upstream_lost', { cause }), 'upstream');
   }
 
-  #onStall(side: 'client' | 'upstream'): void {
-    const cause = new Error(`no byte could be written for ${this.#times.stallMs} ms`);
-    this.#end(side, new ProxyError(side === 'client' ? 'client_lost' : 'upstream_lost', { cause }));
+  #onStall(): void {
+    const cause = new Error(`it has not taken what it asked for in ${this.#times.stallMs} ms`);
+    this.#end('client', new ProxyError('client_lost', { cause }));
   }
 
   #finishIfIdle(): void {
@@ -214,33 +212,32 @@ class RunningSplice {
   }
 }
 
+/** What a flow asks and tells. */
+interface FlowOwner {
+  /** Called with each chunk before it is given to the sink. */
+  onChunk(chunk: Buffer): void;
+  /** Called after each chunk has been given to the sink. */
+  afterWrite?(): void;
+  expectsMore(): boolean;
+  /** What to do about a sink that takes nothing for so long. */
+  readonly stall?: { readonly ms: number; onStall(): void };
+}
+
 /** One direction: reads its source only while its sink can take it. */
 class Flow implements ByteTaker {
   bytes = 0;
-  /** Called after each chunk has been given to the sink. */
-  afterWrite: (() => void) | undefined;
   readonly #source: Peer;
   readonly #sink: Peer;
-  readonly #walk: (chunk: Buffer) => void;
-  readonly #stallMs: number;
-  readonly #onStall: () => void;
+  readonly #owner: FlowOwner;
   readonly #onDrain = () => this.#resume();
   #waiting = false;
   #stopped = false;
   #stallTimer: NodeJS.Timeout | undefined;
 
-  constructor(
-    source: Peer,
-    sink: Peer,
-    walk: (chunk: Buffer) => void,
-    stallMs: number,
-    onStall: () => void,
-  ) {
+  constructor(source: Peer, sink: Peer, owner: FlowOwner) {
     this.#source = source;
     this.#sink = sink;
-    this.#walk = walk;
-    this.#stallMs = stallMs;
-    this.#onStall = onStall;
+    this.#owner = owner;
   }
 
   begin(): void {
@@ -251,11 +248,11 @@ class Flow implements ByteTaker {
     // After the end what still arrives is read and forgotten, so that closing resets nothing.
     if (this.#stopped) return true;
     this.bytes += chunk.length;
-    this.#walk(chunk);
+    this.#owner.onChunk(chunk);
     const sink = this.#sink.stream;
     if (sink.destroyed || sink.writableEnded) return true;
     const hasRoom = sink.write(chunk);
-    this.afterWrite?.();
+    this.#owner.afterWrite?.();
     // write() judges by the size of the chunk; what counts is whether the kernel has taken it all.
     if (hasRoom || sink.writableLength === 0) return true;
     this.#wait(sink);
@@ -264,6 +261,10 @@ class Flow implements ByteTaker {
 
   holdsBytes(): boolean {
     return this.#sink.stream.writableLength > 0;
+  }
+
+  expectsMore(): boolean {
+    return this.#owner.expectsMore();
   }
 
   stop(): void {
@@ -276,10 +277,12 @@ class Flow implements ByteTaker {
   #wait(sink: Duplex): void {
     this.#waiting = true;
     sink.once('drain', this.#onDrain);
-    // One timer for each direction, used again: bulk traffic waits thousands of times a second.
+    const { stall } = this.#owner;
+    if (stall === undefined) return;
+    // One timer, used again: bulk traffic waits thousands of times a second.
     this.#stallTimer =
       this.#stallTimer?.refresh() ??
-      setTimeout(() => this.#waiting && this.#onStall(), this.#stallMs).unref();
+      setTimeout(() => this.#waiting && stall.onStall(), stall.ms).unref();
   }
 
   #resume(): void {

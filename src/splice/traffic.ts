@@ -16,8 +16,6 @@ export class Traffic {
   readonly fromClient: FrameWalker;
   /** Bytes from the upstream. */
   readonly fromUpstream: FrameWalker;
-  /** Called at each ReadyForQuery, with the frame's last byte walked but not yet written. */
-  onReadyForQuery: (() => void) | undefined;
 
   #status: TransactionStatus = 'I';
   /** Queries, function calls and Syncs that no ReadyForQuery has answered yet. */
@@ -136,6 +134,5 @@ export class Traffic {
       this.#syncsBeforeCopyEnd,
       this.#unanswered - this.#trailingSyncs,
     );
-    this.onReadyForQuery?.();
   }
 }

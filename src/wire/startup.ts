@@ -7,7 +7,7 @@ import { isUtf8 } from 'node:buffer';
 import type { Duplex } from 'node:stream';
 import { ProxyError } from '../errors.ts';
 import { encodeInt32, encodeString } from './frame.ts';
-import { readExactly } from './read.ts';
+import { EndOfStream, readExactly } from './read.ts';
 
 /** Request codes: 1234 in the high half, and a number that can never be a minor protocol version. */
 export const REQUEST_CODE = {
@@ -34,19 +34,34 @@ export interface StartupPacket {
 /**
  * The next startup packet. The length is checked, unsigned, before a byte of the body is waited for (attack A6).
  *
- * @throws {ProxyError} malformed_startup, silent, on an impossible length: PostgreSQL says nothing either.
- * @throws {EndOfStream} when the peer is gone; the signal's reason when it aborts.
+ * @throws {ProxyError} malformed_startup, silent, on an impossible length or an end in the middle: PostgreSQL says
+ *   nothing either.
+ * @throws {EndOfStream} when the peer is gone before the packet began; the signal's reason when it aborts.
  */
 export async function readStartupPacket(
   stream: Duplex,
   signal: AbortSignal,
 ): Promise<StartupPacket> {
-  const length = (await readExactly(stream, 4, signal)).readUInt32BE(0) - 4;
+  const length = await readLength(stream, signal);
   if (length < MIN_STARTUP_BYTES || length > MAX_STARTUP_BYTES) {
     throw new ProxyError('malformed_startup', { problem: 'impossible length' }, { silent: true });
   }
-  const packet = await readExactly(stream, length, signal);
+  const packet = await readExactly(stream, length, signal).catch((error: unknown) => {
+    throw error instanceof EndOfStream ? truncated(error) : error;
+  });
   return { code: packet.readUInt32BE(0), body: packet.subarray(4) };
+}
+
+async function readLength(stream: Duplex, signal: AbortSignal): Promise<number> {
+  try {
+    return (await readExactly(stream, 4, signal)).readUInt32BE(0) - 4;
+  } catch (error) {
+    throw error instanceof EndOfStream && error.received > 0 ? truncated(error) : error;
+  }
+}
+
+function truncated(cause: EndOfStream): ProxyError {
+  return new ProxyError('malformed_startup', { problem: 'truncated' }, { cause, silent: true });
 }
 
 /**

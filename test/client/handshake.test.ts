@@ -319,15 +319,16 @@ describe('direct TLS (attack A5)', () => {
 
 describe('a client that goes away', () => {
   test.each([
-    ['at once', Buffer.alloc(0)],
-    ['in the length', STARTUP.subarray(0, 2)],
-    ['in the packet', STARTUP.subarray(0, 12)],
-  ])('%s is a probe, of which nothing is said', async (_, bytes) => {
+    ['at once', 'a probe', Buffer.alloc(0), 'probe'],
+    ['in the length', 'malformed', STARTUP.subarray(0, 2), 'malformed_startup'],
+    ['in the packet', 'malformed', STARTUP.subarray(0, 12), 'malformed_startup'],
+    ['behind the length', 'malformed', STARTUP.subarray(0, 4), 'malformed_startup'],
+  ])('%s is %s, and nothing is said', async (_, __, bytes, code) => {
     const { socket, result } = await begin();
 
     socket.end(bytes);
 
-    expect((await result).error).toMatchObject({ code: 'probe', silent: true });
+    expect((await result).error).toMatchObject({ code, silent: true });
   });
 
   test('in the middle of TLS is a probe or a broken handshake, in silence', async () => {

@@ -8,6 +8,7 @@ import { welcome } from '../../src/client/welcome.ts';
 import { encodeErrorFields } from '../../src/wire/backend.ts';
 import { encodeFrame } from '../../src/wire/frame.ts';
 import {
+  closed,
   makePairs,
   nothingLeaked,
   openResources,
@@ -69,6 +70,33 @@ describe('farewell', () => {
     expect(performance.now() - started).toBeLessThan(900);
     connected.destroy();
   });
+
+  test.each([
+    [undefined, false],
+    [10_000, true],
+  ])(
+    'lets a slow peer have what is on its way for as long as it may: %s ms',
+    async (flushMs, whole) => {
+      const { accepted, connected } = await pairs.plain();
+      const bytes = Buffer.alloc(16 * 1_048_576);
+      connected.pause();
+      accepted.write(bytes);
+      let received = 0;
+      connected.on('data', (chunk: Buffer) => (received += chunk.length));
+      connected.on('error', () => {});
+      connected.pause();
+
+      const said = farewell(accepted, WORDS, flushMs);
+      // Longer than the linger alone.
+      await new Promise((resolve) => setTimeout(resolve, 1_300));
+      connected.resume();
+      connected.once('end', () => connected.end());
+      await said;
+      await closed(connected);
+
+      expect(received === bytes.length + WORDS.length).toBe(whole);
+    },
+  );
 
   test('is over at once when the stream is gone, and may be said twice', async () => {
     const { accepted, connected } = await pairs.plain();

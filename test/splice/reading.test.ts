@@ -131,12 +131,16 @@ class Keeper implements ByteTaker {
   readonly chunks: Buffer[] = [];
   answer = true;
   holds = true;
+  more = true;
   take(chunk: Buffer): boolean {
     this.chunks.push(chunk);
     return this.answer;
   }
   holdsBytes(): boolean {
     return this.holds;
+  }
+  expectsMore(): boolean {
+    return this.more;
   }
   get bytes(): Buffer {
     return Buffer.concat(this.chunks);
