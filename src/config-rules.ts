@@ -5,27 +5,50 @@ import type { Config } from './config.ts';
 import type { ConfigProblem } from './errors.ts';
 import { clientTlsMode, isLoopback } from './exposure.ts';
 
+/**
+ * Startup parameters that no configuration can let pass: they say who somebody is, or load code. The same as the
+ * firewall's in `client/startup.ts`, which has the last word; a test holds the two equal.
+ */
+export const RESERVED_PARAMETERS =
+  /^(role|session_authorization|replication|is_superuser|user|database|options|(session|local|shared)_preload_libraries|dynamic_library_path|jit_provider|(pgjot|request|pg_session_jwt|_pq_)\..*)$/;
+
+// NAMEDATALEN - 1: PostgreSQL cuts longer names, so two slots would become one role.
+const MAX_NAME_BYTES = 63;
+
+type Report = (path: string, message: string) => void;
+
 /** Every rule that this configuration breaks, each at its path. */
 export function crossChecks(config: Config): ConfigProblem[] {
   const problems: ConfigProblem[] = [];
-  const report = (path: string, message: string) => problems.push({ path, message });
+  const report: Report = (path, message) => problems.push({ path, message });
+  checkListener(config, report);
+  checkProviders(config, report);
+  checkAnonymous(config, report);
+  checkUpstreams(config, report);
+  checkRoutes(config, report);
+  checkStartupParameters(config, report);
+  return problems;
+}
 
-  const { listen: listener } = config;
+function checkListener(config: Config, report: Report): void {
+  const { host, tls, allowPlaintext } = config.listen;
   const mode = clientTlsMode(config);
-  if (mode === 'require' && listener.tls.certFile === undefined) {
+  if (mode === 'require' && tls.certFile === undefined) {
     report(
       'listen.tls.certFile',
-      `is missing: ${listener.host} is not a loopback address, so clients must use TLS`,
+      `is missing: ${host} is not a loopback address, so clients must use TLS`,
     );
   }
-  if (mode !== 'require' && !isLoopback(listener.host) && !listener.allowPlaintext) {
+  if (mode !== 'require' && !isLoopback(host) && !allowPlaintext) {
     report(
       'listen.tls.mode',
-      `must be "require" on ${listener.host}, or listen.allowPlaintext true: tokens would cross the network readable`,
+      `must be "require" on ${host}, or listen.allowPlaintext true: tokens would cross the network readable`,
     );
   }
-  pairs(listener.tls, 'listen.tls', report);
+  checkPair(tls, 'listen.tls', report);
+}
 
+function checkProviders(config: Config, report: Report): void {
   const issuers = new Map<string, string>();
   for (const [id, one] of Object.entries(config.providers)) {
     const path = `providers.${id}`;
@@ -48,35 +71,64 @@ export function crossChecks(config: Config): ConfigProblem[] {
     if (other !== undefined) report(`${path}.issuer`, `is the issuer of providers.${other} too`);
     issuers.set(one.issuer, id);
     for (const role of one.roles) {
-      if (!Object.values(config.upstreams).some((up) => Object.hasOwn(up.roles, role))) {
+      if (!isRoleOfSomeUpstream(config, role)) {
         report(`${path}.roles`, `"${role}" is not a role of any upstream`);
       }
     }
   }
-  const { anonymous } = config;
-  if (anonymous.enabled) {
-    if (!Object.values(config.upstreams).some((up) => Object.hasOwn(up.roles, anonymous.role))) {
-      report('anonymous.role', `"${anonymous.role}" is not a role of any upstream`);
+}
+
+function checkAnonymous(config: Config, report: Report): void {
+  const { enabled, role } = config.anonymous;
+  if (!enabled) return;
+  if (!isRoleOfSomeUpstream(config, role)) {
+    report('anonymous.role', `"${role}" is not a role of any upstream`);
+  }
+  // Nobody is asked for a token who asks for this role, so a provider's users would be nobody too.
+  for (const [id, { roles }] of Object.entries(config.providers)) {
+    if (roles.includes(role)) {
+      report(`providers.${id}.roles`, `"${role}" is the role of clients without a token`);
     }
-    // Nobody is asked for a token who asks for this role, so a provider's users would be nobody too.
-    for (const [id, one] of Object.entries(config.providers)) {
-      if (one.roles.includes(anonymous.role)) {
+  }
+}
+
+function checkUpstreams(config: Config, report: Report): void {
+  for (const [id, one] of Object.entries(config.upstreams)) {
+    checkPair(one.tls, `upstreams.${id}.tls`, report);
+    for (const [role, { slots }] of Object.entries(one.roles)) {
+      // As `session-sql/credentials.ts` makes them; the last has the longest number.
+      const slot = `pgjot_${role}_${slots}`;
+      if (Buffer.byteLength(slot) > MAX_NAME_BYTES) {
         report(
-          `providers.${id}.roles`,
-          `"${anonymous.role}" is the role of clients without a token`,
+          `upstreams.${id}.roles.${role}`,
+          `is too long a name for ${slots} slots: "${slot}" exceeds ${MAX_NAME_BYTES} bytes`,
         );
       }
     }
   }
-  for (const [id, one] of Object.entries(config.upstreams)) {
-    pairs(one.tls, `upstreams.${id}.tls`, report);
-  }
+}
+
+function checkRoutes(config: Config, report: Report): void {
   for (const [index, route] of (config.routes ?? []).entries()) {
     if (!Object.hasOwn(config.upstreams, route.upstream)) {
       report(`routes.${index}.upstream`, `"${route.upstream}" is not an upstream`);
     }
   }
-  return problems;
+}
+
+function checkStartupParameters(config: Config, report: Report): void {
+  for (const [index, name] of config.startupParameters.allow.entries()) {
+    if (RESERVED_PARAMETERS.test(name)) {
+      report(
+        `startupParameters.allow.${index}`,
+        `"${name}" can never pass: it says who somebody is, or loads code`,
+      );
+    }
+  }
+}
+
+function isRoleOfSomeUpstream(config: Config, role: string): boolean {
+  return Object.values(config.upstreams).some(({ roles }) => Object.hasOwn(roles, role));
 }
 
 function isSafeJwksUri(uri: string): boolean {
@@ -88,10 +140,10 @@ function isSafeJwksUri(uri: string): boolean {
   );
 }
 
-function pairs(
+function checkPair(
   tls: { certFile?: string | undefined; keyFile?: string | undefined },
   path: string,
-  report: (path: string, message: string) => void,
+  report: Report,
 ): void {
   if ((tls.certFile === undefined) !== (tls.keyFile === undefined)) {
     report(path, 'needs both certFile and keyFile, or neither');

@@ -1,7 +1,9 @@
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { judgeStartup } from '../src/client/startup.ts';
+import { RESERVED_PARAMETERS } from '../src/config-rules.ts';
 import {
   configJsonSchema,
   loadConfig,
@@ -11,6 +13,7 @@ import {
 } from '../src/config.ts';
 import { clientTlsMode, isLoopback, upstreamTlsMode } from '../src/exposure.ts';
 import { ConfigError } from '../src/errors.ts';
+import { slotName } from '../src/session-sql/credentials.ts';
 
 type Change = (config: Draft) => void;
 // oxlint-disable-next-line typescript/no-explicit-any -- these tests write what the types forbid
@@ -378,6 +381,83 @@ describe('an upstream', () => {
     });
 
     expect(problems).toEqual({ 'routes.1.upstream': '"toString" is not an upstream' });
+  });
+});
+
+describe('a role with slots', () => {
+  // é is two bytes; "pgjot_" and "_10" take nine of the 63.
+  it.each(['r'.repeat(54), 'é'.repeat(27)])('may have a name that leaves room: %s', (role) => {
+    expect(problemsOf((c) => (c.upstreams.main.roles[role] = { slots: 10 }))).toEqual({});
+    expect(slotName(role, 10)).toMatch(/_10$/);
+  });
+
+  it.each(['r'.repeat(55), `${'é'.repeat(27)}r`])('may not have one that does not: %s', (role) => {
+    const path = `upstreams.main.roles.${role}`;
+
+    expect(problemsOf((c) => (c.upstreams.main.roles[role] = { slots: 9 }))).toEqual({});
+    expect(problemsOf((c) => (c.upstreams.main.roles[role] = { slots: 10 }))).toEqual({
+      [path]: `is too long a name for 10 slots: "pgjot_${role}_10" exceeds 63 bytes`,
+    });
+    expect(() => slotName(role, 10)).toThrow(/longer than 63 bytes/);
+  });
+});
+
+describe('startupParameters.allow', () => {
+  const RESERVED = [
+    'role',
+    'session_authorization',
+    'is_superuser',
+    'user',
+    'database',
+    'options',
+    'replication',
+    'session_preload_libraries',
+    'local_preload_libraries',
+    'shared_preload_libraries',
+    'dynamic_library_path',
+    'jit_provider',
+    'request.jwt.claims',
+    'pgjot.x',
+    'pg_session_jwt.jwk',
+    '_pq_.x',
+  ];
+
+  it.each(RESERVED)('may not name %s, which never passes', (name) => {
+    expect(problemsOf((c) => (c.startupParameters = { allow: ['app.tenant', name] }))).toEqual({
+      'startupParameters.allow.1': `"${name}" can never pass: it says who somebody is, or loads code`,
+    });
+    expect(() =>
+      judgeStartup(
+        [
+          ['user', 'u'],
+          ['options', `-c ${name}=x`],
+        ],
+        [name],
+      ),
+    ).toThrow(/permission denied/);
+  });
+
+  it.each(['app.tenant', 'work_mem', 'roles', 'my_role', 'requested.x', 'request'])(
+    'may name %s, which then passes',
+    (name) => {
+      expect(problemsOf((c) => (c.startupParameters = { allow: [name] }))).toEqual({});
+      expect(
+        judgeStartup(
+          [
+            ['user', 'u'],
+            [name, 'x'],
+          ],
+          [name],
+        ).parameters.get(name),
+      ).toBe('x');
+    },
+  );
+
+  it('refuses the very names that the firewall does', () => {
+    const firewall = readFileSync(new URL('../src/client/startup.ts', import.meta.url), 'utf8');
+    const [, ofItsOwn] = /const OWNED =\s*\/(.+)\/;/.exec(firewall) ?? [];
+
+    expect(ofItsOwn).toBe(RESERVED_PARAMETERS.source);
   });
 });
 
