@@ -122,30 +122,49 @@ async function keyProblems(
   return problems;
 }
 
-/** Logs in as the control role and asks for no slot at all, which it alone may do. */
+// What `pgjot.lease` says of a role without slots: undefined_object.
+const UNKNOWN_ROLE = '42704';
+
+/** Logs in as the control role and asks for no slot at all of each role, which it alone may do. */
 async function upstreamProblems(name: string, config: Config): Promise<ConfigProblem[]> {
   const path = `upstreams.${name}`;
   const upstream = config.upstreams[name];
-  const [role] = Object.keys(upstream?.roles ?? {});
-  if (upstream === undefined || role === undefined) return [];
+  if (upstream === undefined) return [];
   try {
     readSecret(upstream.secret, path);
   } catch {
     // Reported already.
     return [];
   }
+  const problems: ConfigProblem[] = [];
   const control = createControl(upstream, path, () => {});
   try {
-    await control.lease(role, 0);
-    return [];
-  } catch (error) {
-    // An answer of PostgreSQL's means that it is there but not as "setup" leaves it.
-    const answered = error instanceof ProxyError && error.cause instanceof DatabaseError;
-    const advice = answered ? `; "pgjot setup ${name}" installs what is missing` : '';
-    return [{ path, message: innermost(error) + advice }];
+    for (const role of Object.keys(upstream.roles)) {
+      try {
+        await control.lease(role, 0);
+      } catch (error) {
+        const ofRole = sqlstateOf(error) === UNKNOWN_ROLE;
+        // An answer of PostgreSQL's means that it is there but not as "setup" leaves it.
+        const answered = sqlstateOf(error) !== undefined;
+        const advice = answered ? `; "pgjot setup ${name}" installs what is missing` : '';
+        problems.push({
+          path: ofRole ? `${path}.roles.${role}` : path,
+          message: innermost(error) + advice,
+        });
+        // What is wrong with the upstream is wrong for every role.
+        if (!ofRole) break;
+      }
+    }
+    return problems;
   } finally {
     await control.close();
   }
+}
+
+/** The SQLSTATE of PostgreSQL's own answer, where it gave one. */
+function sqlstateOf(error: unknown): string | undefined {
+  const answer = error instanceof ProxyError ? error.cause : undefined;
+  return answer instanceof DatabaseError ? answer.code : undefined;
 }
 
 /** What a client must not be told is what the operator has to know. */

@@ -312,6 +312,42 @@ describe('pgjot check', () => {
   });
 });
 
+describe('pgjot check --online', () => {
+  it('asks each upstream for every role, and names those that setup has not made', async () => {
+    await writeConfig();
+    await runCli(['setup', 'main'], options);
+    const roles = {
+      analyst: { slots: 1 },
+      authenticated: { slots: 4 },
+      auditor: { slots: 1 },
+    };
+    await writeConfig({ upstreams: { main: { ...mainUpstream(), roles } } });
+
+    const { status, stdout } = await runCli(['check', '--online', '--json'], options);
+
+    const missing = (role: string) => ({
+      path: `upstreams.main.roles.${role}`,
+      message: expect.stringMatching(
+        `role "${role}" has no slots.*"pgjot setup main" installs what is missing`,
+      ) as string,
+    });
+    expect(status).toBe(69);
+    expect(JSON.parse(stdout)).toEqual({ problems: [missing('analyst'), missing('auditor')] });
+  }, 60_000);
+
+  it('says once what is wrong with an upstream, however many roles it has', async () => {
+    const roles = { analyst: { slots: 1 }, authenticated: { slots: 4 } };
+    await writeConfig({
+      upstreams: { main: { ...mainUpstream(), port: await closedPort(), roles } },
+    });
+
+    const { status, stderr } = await runCli(['check', '--online'], options);
+
+    expect(status).toBe(69);
+    expect(stderr).toMatch(/^upstreams\.main: [^\n]*ECONNREFUSED[^\n]*\n$/);
+  });
+});
+
 describe('pgjot start', () => {
   it('says that the port is taken, in one line, and exits with 1', async () => {
     const other = createServer();
