@@ -1,9 +1,10 @@
 # The proxy as an image: built with everything, run with nothing but Node and what production needs.
 #
 #   docker build -t pgjot .
-#   docker run --read-only -p 6432:6432 -v ./config:/etc/pgjot:ro -e PGJOT_MAIN_SECRET pgjot
+#   docker run --read-only --stop-timeout 70 -p 6432:6432 -v ./config:/etc/pgjot:ro -e PGJOT_MAIN_SECRET pgjot
 #
-# The configuration is /etc/pgjot/proxy.config.json; paths inside it are relative to that folder.
+# The configuration is /etc/pgjot/proxy.config.json; paths inside it are relative to that folder. Docker waits 10 s
+# before it kills unless told otherwise; a drain takes up to `sessions.drainTimeoutMs`, 60 s.
 
 FROM node:24-bookworm-slim AS build
 WORKDIR /build
@@ -26,6 +27,7 @@ COPY --from=build /build/dist dist
 USER node
 EXPOSE 6432
 STOPSIGNAL SIGTERM
+# PGJOT_PORT where `listen.port` is not 6432.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s \
   CMD ["node", "-e", "require('node:net').connect(process.env.PGJOT_PORT ?? 6432, '127.0.0.1').on('connect', () => process.exit(0)).on('error', () => process.exit(1))"]
 ENTRYPOINT ["node", "dist/cli/main.js"]

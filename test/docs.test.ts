@@ -1,7 +1,7 @@
 /**
- * Holds the documents to the code: README's error table, its settings, its startup parameters, and the published schema.
+ * Holds the documents to the code: README's error table, its settings, its startup parameters and its log events.
  */
-import { readFileSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import { judgeStartup } from '../src/client/startup.ts';
 import { configJsonSchema, parseConfig } from '../src/config.ts';
@@ -86,6 +86,23 @@ describe('the configuration in README', () => {
       ).not.toThrow();
     }
     expect(names).toEqual(allowedIn(read('src/client/startup.ts')));
+  });
+});
+
+describe('the log in README', () => {
+  it('names every event that is logged, and no other', () => {
+    const src = new URL('../src', import.meta.url);
+    const logged = readdirSync(src, { recursive: true, encoding: 'utf8' })
+      .filter((file) => file.endsWith('.ts'))
+      .flatMap((file) => [...read(`src/${file}`).matchAll(/\bevent: '(\w+)'(?=,| })/g)])
+      .map((match) => match[1]);
+    const items = section('Log').matchAll(/^- (`\w+`(?: and `\w+`)*): /gm);
+    const named = [...items].flatMap(([, names = '']) =>
+      [...names.matchAll(/`(\w+)`/g)].map((match) => match[1]),
+    );
+
+    expect(logged.length).toBeGreaterThan(5);
+    expect(new Set(named)).toEqual(new Set(logged));
   });
 });
 
