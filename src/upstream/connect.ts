@@ -21,7 +21,7 @@ import {
 } from '../wire/frontend.ts';
 import { EndOfStream } from '../wire/read.ts';
 import { encodeStartupMessage } from '../wire/startup.ts';
-import { dial } from './dial.ts';
+import { KEEPALIVES, dial } from './dial.ts';
 
 /** Whom to log in as, and with which settings. */
 export interface Credentials {
@@ -95,6 +95,7 @@ async function open(
       encodeStartupMessage([
         ['user', credentials.user],
         ['database', upstream.database],
+        ...KEEPALIVES,
         ...credentials.parameters,
         // Last, because PostgreSQL lets the last of two spellings of a setting win.
         ['role', credentials.role],

@@ -3,15 +3,17 @@
  *
  * One for each upstream and process, opened when first needed and again after a loss. Leases live
  * exactly as long as the connection that took them, so losing it is told to whoever counts them.
+ * One question at a time, so what a dead network costs the first it must not cost each of those behind it.
  * Values travel as bind parameters: `pg_stat_activity` and the server's log show `$1`.
  */
+import { Socket } from 'node:net';
 import pg from 'pg';
 import { readSecret, type UpstreamConfig } from '../config.ts';
 import { ProxyError } from '../errors.ts';
 import { upstreamTlsMode } from '../exposure.ts';
 import { CONTROL_ROLE, derivePassword } from '../session-sql/credentials.ts';
 import { encodeErrorFields } from '../wire/backend.ts';
-import { upstreamTlsOptions } from './dial.ts';
+import { KEEPALIVES, upstreamTlsOptions } from './dial.ts';
 
 /** A backend of ours: its process id, and when it started in microseconds since the epoch, as PostgreSQL wrote it. */
 export interface Backend {
@@ -40,15 +42,24 @@ export interface Control {
   hasSettings(slot: string): Promise<boolean>;
   /** Removes what dead backends left behind. */
   sweep(): Promise<void>;
+  /** Refuses further questions (`draining`), waits a while for those under way, and disconnects. Never throws. */
   close(): Promise<void>;
 }
+
+const GOODBYE_MS = 2_000;
 
 /** A control connection; `onLoss` is called once for each connection that was lost, with its leases. */
 export function createControl(upstream: UpstreamConfig, path: string, onLoss: () => void): Control {
   const password = derivePassword(readSecret(upstream.secret, `${path}.secret`), CONTROL_ROLE);
   let opening: Promise<pg.Client> | undefined;
   let current: pg.Client | undefined;
+  // Refuses further questions; then even those in the queue.
   let closed = false;
+  let ended = false;
+  // Why no connection could be opened, and how many questions had been asked by then.
+  let outage = { error: undefined as ProxyError | undefined, asked: 0 };
+  let asked = 0;
+  const sockets = new WeakMap<pg.Client, Socket>();
 
   const lost = (client: pg.Client) => {
     if (current !== client) return;
@@ -58,6 +69,7 @@ export function createControl(upstream: UpstreamConfig, path: string, onLoss: ()
   };
 
   const open = async (): Promise<pg.Client> => {
+    const socket = new Socket();
     const client = new pg.Client({
       host: upstream.host,
       port: upstream.port,
@@ -65,44 +77,63 @@ export function createControl(upstream: UpstreamConfig, path: string, onLoss: ()
       user: CONTROL_ROLE,
       password,
       ssl: upstreamTlsMode(upstream) === 'disable' ? false : upstreamTlsOptions(upstream),
+      stream: () => socket,
       application_name: 'pgjot control',
+      options: KEEPALIVES.map(([name, value]) => `-c ${name}=${value}`).join(' '),
       keepAlive: true,
       connectionTimeoutMillis: upstream.connectTimeoutMs,
       // A dead network must not hold every login up: past this the connection counts as lost.
       query_timeout: upstream.connectTimeoutMs,
     });
+    sockets.set(client, socket);
     client.on('error', () => lost(client));
     client.on('end', () => lost(client));
     await client.connect();
     current = client;
     // What died with the last connection, or with the server: leases, and the identities of its backends.
-    client.query(SWEEP).catch(() => {});
+    query(SWEEP, []).catch(() => {});
     return client;
   };
 
-  const ask = async (statement: Statement, values: unknown[]): Promise<pg.QueryResult> => {
-    if (closed) throw new ProxyError('draining');
+  /** Says goodbye; a peer that does not answer is left all the same. */
+  const end = async (client: pg.Client): Promise<void> => {
+    await within(GOODBYE_MS, client.end());
+    sockets.get(client)?.destroy();
+  };
+
+  const ask = async (
+    statement: Statement,
+    values: unknown[],
+    number: number,
+  ): Promise<pg.QueryResult> => {
+    if (ended) throw new ProxyError('draining');
+    // Asked while that attempt was under way: another one for each would make them wait for each other.
+    if (outage.error !== undefined && number <= outage.asked) throw outage.error;
     const attempt = (opening ??= open());
     let client: pg.Client | undefined;
     try {
       client = await attempt;
       return await client.query({ ...statement, values });
     } catch (cause) {
+      const error = asProxyError(cause);
       if (client === undefined) {
         if (opening === attempt) opening = undefined;
+        outage = { error, asked };
       } else if (!(cause instanceof pg.DatabaseError)) {
         // An SQLSTATE means that the server answered; anything else, that this connection is no good.
         lost(client);
-        client.end().catch(() => {});
+        void end(client);
       }
-      throw asProxyError(cause);
+      throw error;
     }
   };
 
   // One question at a time: `pg` no longer keeps a queue of its own.
   let last: Promise<unknown> = Promise.resolve();
   const query = (statement: Statement, values: unknown[]): Promise<pg.QueryResult> => {
-    const answer = last.then(() => ask(statement, values));
+    if (closed) return Promise.reject(new ProxyError('draining'));
+    const number = ++asked;
+    const answer = last.then(() => ask(statement, values, number));
     last = answer.catch(() => {});
     return answer;
   };
@@ -134,10 +165,11 @@ export function createControl(upstream: UpstreamConfig, path: string, onLoss: ()
       if (current !== undefined) await query(SWEEP, []);
     },
     async close() {
-      await last;
       closed = true;
-      const client = await opening?.catch(() => undefined);
-      await client?.end().catch(() => {});
+      await within(GOODBYE_MS, last);
+      ended = true;
+      const client = await within(upstream.connectTimeoutMs, opening);
+      if (client !== undefined) await end(client);
     },
   };
 }
@@ -165,6 +197,16 @@ const HAS_SETTINGS: Statement = {
     ' on r.oid operator(pg_catalog.=) s.setrole where r.rolname operator(pg_catalog.=) $1::pg_catalog.name) as found',
 };
 const SWEEP: Statement = { name: 'pgjot_sweep', text: 'select pgjot.sweep()' };
+
+/** What `promise` resolves with in this time; `undefined` when it fails or takes longer. Never throws. */
+async function within<T>(ms: number, promise: Promise<T> | undefined): Promise<T | undefined> {
+  let timer: NodeJS.Timeout | undefined;
+  const timeout = new Promise<undefined>((resolve) => {
+    timer = setTimeout(() => resolve(undefined), ms);
+  });
+  const settled = promise?.catch(() => undefined);
+  return Promise.race([settled, timeout]).finally(() => clearTimeout(timer));
+}
 
 /** What an answer of the server to us, not to the client, means for the client that waits. */
 function asProxyError(cause: unknown): ProxyError {

@@ -17,6 +17,16 @@ import { readExactly } from '../wire/read.ts';
 const KEEPALIVE_MS = 60_000;
 
 /**
+ * Settings for every session, in seconds: PostgreSQL ends the backends of a proxy that vanished, and so frees their
+ * slots, in a minute; by the kernel's own defaults it takes two hours. On a Unix socket PostgreSQL ignores them.
+ */
+export const KEEPALIVES = [
+  ['tcp_keepalives_idle', '30'],
+  ['tcp_keepalives_interval', '10'],
+  ['tcp_keepalives_count', '3'],
+] as const;
+
+/**
  * A connected stream, encrypted where the configuration asks for it. The caller owns and closes it.
  *
  * The name is resolved at every call, so that a failover by DNS is followed.

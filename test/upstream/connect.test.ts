@@ -102,6 +102,9 @@ describe('a good server', () => {
     expect([...(server.backends[0]?.parameters ?? [])]).toEqual([
       ['user', 'pgjot_authenticated_1'],
       ['database', 'app'],
+      ['tcp_keepalives_idle', '30'],
+      ['tcp_keepalives_interval', '10'],
+      ['tcp_keepalives_count', '3'],
       ['search_path', 'app'],
       ['timezone', 'UTC'],
       ['role', 'authenticated'],
