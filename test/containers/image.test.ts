@@ -90,6 +90,7 @@ async function prepareDatabase(): Promise<void> {
   await admin.end();
 }
 
+/** Writes a folder for /etc/pgjot; `other-port.config.json` there differs by its port alone. */
 async function writeConfiguration(): Promise<string> {
   const path = await mkdtemp(join(tmpdir(), 'pgjot-image-'));
   const { cert, key } = authority.issue(['localhost', '127.0.0.1']);
@@ -116,6 +117,10 @@ async function writeConfiguration(): Promise<string> {
   };
   const files = {
     'proxy.config.json': JSON.stringify(config),
+    'other-port.config.json': JSON.stringify({
+      ...config,
+      listen: { ...config.listen, port: 7432 },
+    }),
     'jwks.json': JSON.stringify(issuer.jwks),
     'server.crt': cert,
     'server.key': key,
@@ -175,6 +180,27 @@ it('logs the login and the end, and never the token', async () => {
   const text = await logs();
   expect(text).toContain('"subject":"carol"');
   expect(text).not.toContain('eyJ');
+});
+
+it('runs other commands, and is healthy on the port that PGJOT_PORT names', async () => {
+  const elsewhere = await new ReadOnlyContainer(IMAGE)
+    .withEnvironment({ PGJOT_MAIN_SECRET: SECRET, PGJOT_PORT: '7432' })
+    .withNetwork(network)
+    .withBindMounts([{ source: folder, target: '/etc/pgjot', mode: 'ro' }])
+    .withCommand(['start', '--config', '/etc/pgjot/other-port.config.json'])
+    .withWaitStrategy(Wait.forHealthCheck())
+    .start();
+  try {
+    const check = ['check', '--online', '--config', '/etc/pgjot/other-port.config.json'];
+    const { output, exitCode } = await elsewhere.exec(['node', 'dist/cli/main.js', ...check]);
+
+    expect({ output, exitCode }).toEqual({
+      output: '/etc/pgjot/other-port.config.json is fine\n',
+      exitCode: 0,
+    });
+  } finally {
+    await elsewhere.stop();
+  }
 });
 
 it('drains and exits with 0 when it is asked to stop', async () => {
