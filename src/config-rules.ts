@@ -5,10 +5,7 @@ import type { Config } from './config.ts';
 import type { ConfigProblem } from './errors.ts';
 import { clientTlsMode, isLoopback } from './exposure.ts';
 
-/**
- * Startup parameters that no configuration can let pass: they say who somebody is, or load code. The same as the
- * firewall's in `client/startup.ts`, which has the last word; a test holds the two equal.
- */
+/** Startup parameters that no configuration can let pass: they say who somebody is, or load code. */
 export const RESERVED_PARAMETERS =
   /^(role|session_authorization|replication|is_superuser|user|database|options|(session|local|shared)_preload_libraries|dynamic_library_path|jit_provider|(pgjot|request|pg_session_jwt|_pq_)\..*)$/;
 

@@ -452,13 +452,6 @@ describe('startupParameters.allow', () => {
       ).toBe('x');
     },
   );
-
-  it('refuses the very names that the firewall does', () => {
-    const firewall = readFileSync(new URL('../src/client/startup.ts', import.meta.url), 'utf8');
-    const [, ofItsOwn] = /const OWNED =\s*\/(.+)\/;/.exec(firewall) ?? [];
-
-    expect(ofItsOwn).toBe(RESERVED_PARAMETERS.source);
-  });
 });
 
 describe('a configuration file', () => {

@@ -8,6 +8,7 @@
  * `options` is split as pg_split_opts() in PostgreSQL's postinit.c does, and read as
  * process_postgres_switches() would.
  */
+import { RESERVED_PARAMETERS } from '../config-rules.ts';
 import { ProxyError } from '../errors.ts';
 
 /** Settings that any client may choose for its own session; each is USERSET in PostgreSQL and none says who anybody is. */
@@ -34,10 +35,6 @@ const ALLOWED: ReadonlySet<string> = new Set([
   'timezone',
   'transaction_timeout',
 ]);
-
-/** Never allowed, not even by the configuration: they say who somebody is, or load code. */
-const OWNED =
-  /^(role|session_authorization|replication|is_superuser|user|database|options|(session|local|shared)_preload_libraries|dynamic_library_path|jit_provider|(pgjot|request|pg_session_jwt|_pq_)\..*)$/;
 
 /** What a StartupMessage holds beside settings. */
 const NO_SETTINGS: ReadonlySet<string> = new Set(['user', 'database', 'options', 'replication']);
@@ -147,7 +144,7 @@ function lowerCase(name: string): string {
 
 function refuseUnlessAllowed(name: string, value: string, alsoAllowed: readonly string[]): void {
   const known = ALLOWED.has(name) || alsoAllowed.includes(name);
-  if (!known || OWNED.test(name) || Buffer.byteLength(value) > MAX_VALUE_BYTES) {
+  if (!known || RESERVED_PARAMETERS.test(name) || Buffer.byteLength(value) > MAX_VALUE_BYTES) {
     throw new ProxyError('parameter_forbidden', { name });
   }
 }
