@@ -1,9 +1,8 @@
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { judgeStartup } from '../src/client/startup.ts';
-import { RESERVED_PARAMETERS } from '../src/config-rules.ts';
 import {
   configJsonSchema,
   loadConfig,
