@@ -356,7 +356,8 @@ END
 $$;
 
 -- Leases up to p_count free slots of a group to the calling control backend. Free: nobody alive has leased
--- it, and nobody is logged in as it, in any database of the cluster.
+-- it, and nobody is logged in as it, in any database of the cluster. None at all of a group for which Row-Level
+-- Security does not hold any more.
 CREATE OR REPLACE FUNCTION pgjot.lease(p_role name, p_count int4) RETURNS SETOF name
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -364,6 +365,12 @@ BEGIN
   PERFORM FROM pgjot.slot_group g WHERE g.role = p_role FOR UPDATE;
   IF NOT FOUND THEN
     RAISE EXCEPTION 'pgjot: role "%" has no slots in this database', p_role USING ERRCODE = '42704';
+  END IF;
+  -- It was not when setup ran. Whoever gave it this since meant something else.
+  IF EXISTS (SELECT FROM pg_roles g WHERE g.rolname = p_role
+                AND (g.rolsuper OR g.rolbypassrls OR g.rolcreaterole OR g.rolreplication)) THEN
+    RAISE EXCEPTION 'pgjot: role "%" must not be SUPERUSER, BYPASSRLS, CREATEROLE or REPLICATION', p_role
+      USING ERRCODE = '42501', HINT = 'Row-Level Security would not hold for its clients.';
   END IF;
 
   -- Backends are looked at here for the first time: after the lock and no sooner, or a lease of a control

@@ -47,6 +47,25 @@ describe.each(postgresVersions())('leases on PostgreSQL %i', (version) => {
     expect(await outcome(lease(one, 1, 'nobody'))).toBe('42704');
   });
 
+  it.each(['SUPERUSER', 'BYPASSRLS', 'CREATEROLE', 'REPLICATION'])(
+    'refuses a role that has become %s since setup',
+    async (attribute) => {
+      const superuser = await database.superuser();
+      await superuser.query(`ALTER ROLE authenticated ${attribute}`);
+
+      const refused = lease(one, 1);
+
+      await expect(refused).rejects.toMatchObject({
+        code: '42501',
+        message:
+          'pgjot: role "authenticated" must not be SUPERUSER, BYPASSRLS, CREATEROLE or REPLICATION',
+      });
+      await superuser.query(`ALTER ROLE authenticated NO${attribute}`);
+      expect(await lease(one, 1)).toHaveLength(1);
+      await database.end(superuser);
+    },
+  );
+
   it('gives no slot to two, however they race', async () => {
     const held = new Map<string, pg.Client>();
     let races = 0;
