@@ -11,7 +11,7 @@ import { TLSSocket } from 'node:tls';
 import sasl from 'pg/lib/crypto/sasl.js';
 import type { UpstreamConfig } from '../config.ts';
 import { ProxyError } from '../errors.ts';
-import { isLoopback } from '../exposure.ts';
+import { isLoopback, upstreamTlsMode } from '../exposure.ts';
 import { BACKEND, decodeBackendKeyData, decodeErrorFields } from '../wire/backend.ts';
 import { InvalidFrameLength, readFrame, type Frame } from '../wire/frame.ts';
 import {
@@ -40,8 +40,8 @@ export interface UpstreamConnection {
   readonly processId: number;
   /** The cancel key of this backend; never leaves the proxy. */
   readonly secretKey: Buffer;
-  /** ParameterStatus and NoticeResponse frames, as they came. */
-  readonly greeting: readonly Buffer[];
+  /** ParameterStatus and NoticeResponse frames, as they came; what our own questions bring is added. */
+  readonly greeting: Buffer[];
 }
 
 // Far above anything PostgreSQL sends before ReadyForQuery, far below what could hurt.
@@ -157,6 +157,8 @@ class Authentication {
   readonly #stream: Duplex;
   readonly #upstream: UpstreamConfig;
   readonly #credentials: Credentials;
+  /** What SCRAM binds itself to: `pg` binds only where a stream is given, and then prefers SCRAM-SHA-256-PLUS. */
+  readonly #bindable: TLSSocket | null;
   #session: sasl.Session | undefined;
   #serverProven = false;
 
@@ -164,6 +166,7 @@ class Authentication {
     this.#stream = stream;
     this.#upstream = upstream;
     this.#credentials = credentials;
+    this.#bindable = stream instanceof TLSSocket ? stream : null;
   }
 
   async answer(frame: Frame): Promise<void> {
@@ -173,16 +176,21 @@ class Authentication {
       case AUTHENTICATION.Ok:
         // A server that skips the proof after SCRAM began is not the one that knows our verifier.
         if (this.#session !== undefined && !this.#serverProven) throw unexpected(frame);
+        if (!this.#serverProven && !this.#otherwiseKnown()) {
+          throw new ProxyError('upstream_login_rejected', {
+            cause: new Error(
+              'the server lets us in without a proof that it knows our password, and TLS has not verified it',
+            ),
+          });
+        }
         this.complete = true;
         return;
       case AUTHENTICATION.CleartextPassword:
         return this.#sendClearPassword();
       case AUTHENTICATION.SASL: {
         const mechanisms = rest.toString('latin1').split('\0').filter(Boolean);
-        const bindable = this.#stream instanceof TLSSocket ? this.#stream : null;
-        // `pg` binds only where a stream is given, and then prefers SCRAM-SHA-256-PLUS.
         this.#session = await scram('upstream_login_rejected', () =>
-          sasl.startSession(mechanisms, bindable),
+          sasl.startSession(mechanisms, this.#bindable),
         );
         this.#stream.write(
           encodeSASLInitialResponse(this.#session.mechanism, this.#session.response),
@@ -192,10 +200,9 @@ class Authentication {
       case AUTHENTICATION.SASLContinue: {
         const session = this.#session;
         if (session === undefined) throw unexpected(frame);
-        const bindable = this.#stream instanceof TLSSocket ? this.#stream : null;
         const { password } = this.#credentials;
         await scram('upstream_protocol', () =>
-          sasl.continueSession(session, password, rest.toString('latin1'), bindable),
+          sasl.continueSession(session, password, rest.toString('latin1'), this.#bindable),
         );
         this.#stream.write(encodeSASLResponse(session.response));
         return;
@@ -214,6 +221,14 @@ class Authentication {
           cause: new Error('the server asks for an authentication method other than SCRAM-SHA-256'),
         });
     }
+  }
+
+  /** Whether it is the server even without SCRAM: nobody is in between, TLS vouches for it, or we log in by a certificate. */
+  #otherwiseKnown(): boolean {
+    if (isLoopback(this.#upstream.host)) return true;
+    const mode = upstreamTlsMode(this.#upstream);
+    if (mode === 'verify-ca' || mode === 'verify-full') return true;
+    return mode === 'require' && this.#upstream.tls.certFile !== undefined;
   }
 
   #sendClearPassword(): void {
@@ -246,7 +261,8 @@ async function scram<T>(
  * What an ErrorResponse during the login means.
  *
  * Class 28 never reaches a client: it would blame the user's token for our password. The role that the
- * policy granted is refused with 42501 (not a member) or 22023 (no such role).
+ * policy granted is refused with 42501 (not a member) or 22023 (no such role), and named in the message; so are the
+ * client's own settings, which are for the client to read about.
  */
 function loginError(frame: Frame, role: string): ProxyError {
   const fields = decodeErrorFields(frame.body);
@@ -254,7 +270,7 @@ function loginError(frame: Frame, role: string): ProxyError {
   const cause = new UpstreamError(fields);
   if (sqlstate.startsWith('28')) return new ProxyError('upstream_login_rejected', { cause });
   const aboutRole =
-    sqlstate === '42501' || (sqlstate === '22023' && (fields.get('M') ?? '').includes('"role"'));
+    (sqlstate === '42501' || sqlstate === '22023') && (fields.get('M') ?? '').includes(`"${role}"`);
   if (aboutRole) return new ProxyError('session_setup_failed', { role }, { cause });
   return new ProxyError('upstream_rejected', { cause, frame: frame.bytes });
 }

@@ -356,12 +356,12 @@ async function terminate(stream: Duplex): Promise<void> {
   clearTimeout(timer);
 }
 
-/** `task`, or the signal's reason as soon as it aborts; then `leave` gets what the task still brings. */
-function orLeave<T>(task: Promise<T>, signal: AbortSignal, leave: (late: T) => void): Promise<T> {
+/** `task`, or the signal's reason as soon as it aborts; then `abandon` gets what the task still brings. */
+function orLeave<T>(task: Promise<T>, signal: AbortSignal, abandon: (late: T) => void): Promise<T> {
   return new Promise((resolve, reject) => {
     const onAbort = () => {
       reject(signal.reason as Error);
-      task.then(leave, () => {});
+      task.then(abandon, () => {});
     };
     task.finally(() => signal.removeEventListener('abort', onAbort)).then(resolve, reject);
     if (signal.aborted) onAbort();

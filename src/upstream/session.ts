@@ -6,14 +6,15 @@
  */
 import { ProxyError } from '../errors.ts';
 import { BACKEND, decodeDataRow, decodeErrorFields } from '../wire/backend.ts';
-import { readFrame } from '../wire/frame.ts';
+import { readFrame, type Frame } from '../wire/frame.ts';
 import { encodeQuery } from '../wire/frontend.ts';
+import { EndOfStream } from '../wire/read.ts';
 import { UpstreamError, asProxyError, type UpstreamConnection } from './connect.ts';
 import type { Backend, Control } from './control.ts';
 
 /** What a backend says of itself. */
 export interface Hello extends Backend {
-  /** Its login role has settings of its own or an expiry: its last user changed it (attack E11). */
+  /** Its login role has settings of its own: its last user changed it (attack E11). */
   readonly dirty: boolean;
 }
 
@@ -26,6 +27,13 @@ export interface SessionIdentity {
 }
 
 const MAX_ANSWER_BYTES = 65_536;
+const MAX_ANSWER_FRAMES = 256;
+const REPORTS: ReadonlySet<number> = new Set([BACKEND.ParameterStatus, BACKEND.NoticeResponse]);
+const PASSED_OVER: ReadonlySet<number> = new Set([
+  BACKEND.RowDescription,
+  BACKEND.CommandComplete,
+  BACKEND.NotificationResponse,
+]);
 const HELLO = encodeQuery('select h.pid, h.backend_start, h.dirty from pgjot.hello() as h');
 // In hexadecimal, because the client has chosen the encoding in which its backend answers.
 const USER_ID = encodeQuery(
@@ -36,7 +44,8 @@ const USER_ID = encodeQuery(
  * Asks the backend who it is.
  *
  * @throws {ProxyError} upstream_protocol when another backend answers than the one that logged in: then a
- *   transaction pooler stands between, and no identity would be safe.
+ *   transaction pooler stands between, and no identity would be safe. upstream_rejected when a timeout that the
+ *   client itself has set came first; upstream_lost.
  */
 export async function hello(connection: UpstreamConnection, signal: AbortSignal): Promise<Hello> {
   const [pid, start, dirty] = await ask(connection, HELLO, signal);
@@ -79,31 +88,51 @@ export async function install(
   }
 }
 
-/** The one row of a constant query, in text. Leaves the connection idle at a frame boundary. */
+/**
+ * The one row of a constant query, in text. Leaves the connection idle at a frame boundary.
+ *
+ * What the server reports meanwhile (settings, notices) belongs to the client, so it joins the greeting.
+ */
 async function ask(
-  { stream }: UpstreamConnection,
+  { stream, greeting }: UpstreamConnection,
   query: Buffer,
   signal: AbortSignal,
 ): Promise<(string | null)[]> {
   stream.write(query);
   let row: (string | null)[] | undefined;
-  let failure: UpstreamError | undefined;
+  let failure: Frame | undefined;
   try {
-    for (;;) {
+    for (let frames = 0; frames < MAX_ANSWER_FRAMES; frames++) {
       const frame = await readFrame(stream, MAX_ANSWER_BYTES, signal);
+      if (frame.type === BACKEND.ReadyForQuery) {
+        if (failure !== undefined) throw failed(failure);
+        if (row === undefined) throw broken('no row where one was asked for');
+        return row;
+      }
       if (frame.type === BACKEND.DataRow) row = decodeDataRow(frame.body);
-      else if (frame.type === BACKEND.ErrorResponse)
-        failure = new UpstreamError(decodeErrorFields(frame.body));
-      else if (frame.type === BACKEND.ReadyForQuery) break;
+      else if (frame.type === BACKEND.ErrorResponse) failure = frame;
+      else if (REPORTS.has(frame.type)) greeting.push(frame.bytes);
+      else if (!PASSED_OVER.has(frame.type))
+        throw broken(`message type ${frame.type} in an answer`);
     }
+    throw broken('the answer never ended');
   } catch (error) {
     signal.throwIfAborted();
-    throw asProxyError(error);
+    // A FATAL one is followed by the end of the connection.
+    throw failure !== undefined && error instanceof EndOfStream
+      ? failed(failure)
+      : asProxyError(error);
   }
-  if (failure !== undefined) throw new ProxyError('upstream_protocol', { cause: failure });
-  if (row === undefined)
-    throw new ProxyError('upstream_protocol', {
-      cause: new Error('no row where one was asked for'),
-    });
-  return row;
+}
+
+/** What an ErrorResponse to a question of ours means: the client's own timeouts, and a shutdown, are for the client to read about. */
+function failed(frame: Frame): ProxyError {
+  const cause = new UpstreamError(decodeErrorFields(frame.body));
+  return /^(57014|57P0|25P0)/.test(cause.sqlstate)
+    ? new ProxyError('upstream_rejected', { cause, frame: frame.bytes })
+    : new ProxyError('upstream_protocol', { cause });
+}
+
+function broken(why: string): ProxyError {
+  return new ProxyError('upstream_protocol', { cause: new Error(why) });
 }

@@ -16,6 +16,7 @@ export const BACKEND = {
   DataRow: 0x44, // D
   ErrorResponse: 0x45, // E
   NoticeResponse: 0x4e, // N
+  NotificationResponse: 0x41, // A
   ParameterStatus: 0x53, // S
   ReadyForQuery: 0x5a, // Z
   RowDescription: 0x54, // T

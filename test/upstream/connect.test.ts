@@ -117,6 +117,46 @@ describe('a good server', () => {
     expect(connection?.processId).toBe(4_711);
   });
 
+  test.each<[string, Partial<UpstreamConfig>]>([
+    ['in the clear', { tls: { mode: 'disable' } }],
+    ['over TLS that anybody could have answered', { tls: { mode: 'require' } }],
+  ])('has to prove itself where others could be in between: %s', async (_, overrides) => {
+    const tls = [fake.sslRequest('S'), fake.startTls(createAuthority().issue())];
+    const script = [startupMessage, send(ok, keyData, ready)];
+
+    const { error } = await attempt(
+      overrides.tls?.mode === 'require' ? [...tls, ...script] : script,
+      // The address of this machine that does not look like it.
+      { overrides: { ...overrides, host: '0.0.0.0' } },
+    );
+
+    expect(error?.code).toBe('upstream_login_rejected');
+    expect(causeOf(error)).toMatch(/proof/);
+  });
+
+  test.each<[string, UpstreamConfig['tls']]>([
+    ['the TLS is verified', { mode: 'verify-ca' }],
+    ['we have a certificate of our own', { mode: 'require' }],
+  ])('need not prove itself with a password where %s', async (_, tls) => {
+    const { cert, key } = authority.issue();
+    const [certFile, keyFile] = [join(folder, 'client.crt'), join(folder, 'client.key')];
+    await writeFile(certFile, cert);
+    await writeFile(keyFile, key);
+    const ours = tls.mode === 'require' ? { certFile, keyFile } : { caFile };
+
+    const { connection } = await attempt(
+      [
+        fake.sslRequest('S'),
+        fake.startTls(authority.issue()),
+        startupMessage,
+        send(ok, keyData, ready),
+      ],
+      { overrides: { host: '0.0.0.0', tls: { ...tls, ...ours } } },
+    );
+
+    expect(connection?.processId).toBe(4_711);
+  });
+
   test.each(['require', 'verify-ca', 'verify-full'] as const)(
     'is reached by TLS in mode %s',
     async (mode) => {
@@ -334,7 +374,9 @@ describe('an ErrorResponse', () => {
     ['28P01', 'password authentication failed', 'upstream_login_rejected'],
     ['28000', 'no pg_hba.conf entry', 'upstream_login_rejected'],
     ['42501', 'permission denied to set role "authenticated"', 'session_setup_failed'],
-    ['22023', 'invalid value for parameter "role": "authenticated"', 'session_setup_failed'],
+    ['22023', 'role "authenticated" does not exist', 'session_setup_failed'],
+    ['42501', 'permission denied to set parameter "session_replication_role"', 'upstream_rejected'],
+    ['22023', 'role "somebody" does not exist', 'upstream_rejected'],
     ['22023', 'invalid value for parameter "TimeZone": "Mars"', 'upstream_rejected'],
     ['53300', 'sorry, too many clients already', 'upstream_rejected'],
     [

@@ -139,7 +139,7 @@ describe('a connection that dies', () => {
 
   test('is told once, and all who ask meanwhile are answered by the next one or fail together', async () => {
     await using relay = await startRelay();
-    const onLoss = vi.fn();
+    const onLoss = vi.fn<() => void>();
     const control = controlAt(relay.port, onLoss);
     expect(await control.lease('authenticated', 1)).toHaveLength(1);
     // Behind the one that every new connection begins with.

@@ -3,6 +3,7 @@
  */
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { connect, type UpstreamConnection } from '../../src/upstream/connect.ts';
+import type { ProxyError } from '../../src/errors.ts';
 import type { Control } from '../../src/upstream/control.ts';
 import { hello, install } from '../../src/upstream/session.ts';
 import { encodeFrame, encodeInt32 } from '../../src/wire/frame.ts';
@@ -90,6 +91,9 @@ describe('hello', () => {
       'upstream_protocol',
     ],
     ['the server hangs up', [fake.hangUp], 'upstream_lost'],
+    ['it wants a file', answerOf(encodeFrame('G', Buffer.alloc(3))), 'upstream_protocol'],
+    ['it authenticates again', answerOf(fake.ok), 'upstream_protocol'],
+    ['notices never end', [fake.flood(encodeFrame('N', Buffer.alloc(99)))], 'upstream_protocol'],
     [
       'a frame is too long',
       [fake.send(Buffer.concat([Buffer.from('D'), encodeInt32(2 ** 30)]))],
@@ -97,6 +101,34 @@ describe('hello', () => {
     ],
   ])('is refused when %s', async (_, answer, code) => {
     expect(await against(answer, (one) => hello(one, never))).toMatchObject({ code });
+  });
+
+  test.each([
+    ['57014', 'canceling statement due to statement timeout', 'ERROR'],
+    ['25P04', 'terminating connection due to transaction timeout', 'FATAL'],
+  ])("passes %s on: it is the client's own setting that was too short for us", async (...told) => {
+    const [sqlstate, message, severity] = told;
+    const failure = fake.failure(sqlstate, message, severity);
+    const answer = severity === 'FATAL' ? [fake.send(failure), fake.hangUp] : answerOf(failure);
+
+    const result = await against(answer, (one) => hello(one, never));
+
+    expect(result).toMatchObject({ code: 'upstream_rejected', cause: { sqlstate } });
+    expect((result as ProxyError).frame).toEqual(failure);
+  });
+
+  test('keeps what the server reports meanwhile for the client, in order', async () => {
+    const status = fake.parameterStatus('TimeZone', 'Mars');
+    const notice = encodeFrame('N', Buffer.from('SNOTICE\0Mhello\0\0'));
+    const notification = encodeFrame('A', encodeInt32(1), Buffer.from('a\0b\0'));
+    const answer = answerOf(status, notification, row('4711', '1', 'f'), notice);
+
+    const greeting = await against(answer, async (one) => {
+      await hello(one, never);
+      return one.greeting;
+    });
+
+    expect(greeting).toEqual([fake.parameterStatus('TimeZone', 'UTC'), status, notice]);
   });
 
   test('counts a session of which it cannot say whether it is clean as dirty', async () => {
