@@ -18,6 +18,7 @@ import {
   encodePasswordMessage,
   encodeSASLInitialResponse,
   encodeSASLResponse,
+  Terminate,
 } from '../wire/frontend.ts';
 import { EndOfStream } from '../wire/read.ts';
 import { encodeStartupMessage } from '../wire/startup.ts';
@@ -47,6 +48,8 @@ export interface UpstreamConnection {
 // Far above anything PostgreSQL sends before ReadyForQuery, far below what could hurt.
 const MAX_LOGIN_FRAME_BYTES = 65_536;
 const MAX_LOGIN_FRAMES = 256;
+
+const TERMINATE_TIMEOUT_MS = 2_000;
 
 const AUTHENTICATION = {
   Ok: 0,
@@ -293,4 +296,16 @@ function unexpected(frame: Frame): ProxyError {
   return new ProxyError('upstream_protocol', {
     cause: new Error(`unexpected message type ${frame.type} while logging in`),
   });
+}
+
+/** Says goodbye and waits for PostgreSQL to close, which it does when the backend has left its tables. */
+export async function disconnect(stream: Duplex): Promise<void> {
+  if (stream.destroyed) return;
+  const timer = setTimeout(() => stream.destroy(), TERMINATE_TIMEOUT_MS);
+  const closed = new Promise<void>((resolve) => stream.once('close', () => resolve()));
+  stream.resume();
+  if (stream.writableEnded) stream.destroy();
+  else stream.end(Terminate);
+  await closed;
+  clearTimeout(timer);
 }

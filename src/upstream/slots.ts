@@ -42,6 +42,9 @@ export interface Slot {
   quarantine(ms: number): void;
 }
 
+/** How long a slot is put aside that an administrator has to mend, in ms. */
+export const QUARANTINE_MS = 60_000;
+
 const LEASE_BATCH = 4;
 // What one proxy keeps for itself: enough that steady traffic needs no lease, few enough to leave the others some.
 const KEEP_FREE = 16;

@@ -1,0 +1,197 @@
+/**
+ * Gets a session for a role: from slot to slot until one is fit, and again while the server is not there yet.
+ *
+ * Tells apart what one slot's last user did to it, what is wrong for all of them, and what another slot would not
+ * mend. Puts no identity on anything.
+ */
+import { setTimeout as delay } from 'node:timers/promises';
+import { ProxyError } from '../errors.ts';
+import { disconnect, UpstreamError, type UpstreamConnection } from './connect.ts';
+import type { Backend, Control } from './control.ts';
+import { hello } from './session.ts';
+import { QUARANTINE_MS, type Slot, type Slots } from './slots.ts';
+
+// A login that was given up half-way is over by then.
+const IN_USE_MS = 500;
+// Long enough that the next login tries others, short enough that a mended configuration works at once.
+const REFUSED_MS = 500;
+const RETRY_MS = [50, 100, 200, 400, 500] as const;
+
+/** Logs in as a slot. */
+export type Opener = (
+  slot: string,
+  role: string,
+  parameters: ReadonlyMap<string, string>,
+  signal: AbortSignal,
+) => Promise<UpstreamConnection>;
+
+/** A session that a slot has got into, and that nobody has an identity on yet. */
+export interface Entered {
+  readonly slot: Slot;
+  readonly connection: UpstreamConnection;
+  readonly backend: Backend;
+}
+
+/** What `enter` needs beside the slots. */
+export interface Door {
+  readonly open: Opener;
+  readonly control: Control;
+  /** Until when to wait for a slot, and go from slot to slot, on the clock of `performance.now()`: one for the whole login. */
+  readonly deadline: number;
+  readonly onQuarantine: (slot: string, error: ProxyError) => void;
+  /** When a slot was last let in, on the same clock: the secret and pg_hba.conf were right then. */
+  readonly lastEntry: { at: number };
+}
+
+/**
+ * Logs in with a slot that is fit for it. One that its last user spoilt is put aside and the next one tried.
+ *
+ * @throws {ProxyError} pool_timeout, upstream_login_rejected, and whatever another slot would not mend.
+ */
+export async function enter(
+  slots: Slots,
+  role: string,
+  parameters: ReadonlyMap<string, string>,
+  door: Door,
+  signal: AbortSignal,
+): Promise<Entered> {
+  let refusal: ProxyError | undefined;
+  let suspect: Refusal | undefined;
+  try {
+    for (;;) {
+      const patienceMs = Math.max(door.deadline - performance.now(), 0);
+      const slot = await slots.acquire(signal, patienceMs).catch((error: unknown) => {
+        throw ProxyError.is(error, 'pool_timeout') ? (refusal ?? error) : error;
+      });
+      const entry = await tryEntry(slot, role, parameters, door, signal);
+      if (!('error' in entry)) return entry;
+      const { fault, error } = entry;
+      if (fault === undefined) {
+        slot.release();
+        throw error;
+      }
+      // What the slot's last user made PostgreSQL say is not for this one to read.
+      const code = fault === 'in use' ? 'pool_timeout' : 'upstream_login_rejected';
+      refusal = new ProxyError(code, { cause: error.cause });
+      if (fault === 'in use') slot.quarantine(IN_USE_MS);
+      else if (fault === 'spoilt' || enteredLately(door)) condemn(entry, door);
+      else if (suspect === undefined) suspect = entry;
+      else {
+        for (const one of [suspect, entry]) one.slot.quarantine(REFUSED_MS);
+        suspect = undefined;
+        throw noneIsLetIn(error);
+      }
+      if (performance.now() > door.deadline) throw refusal;
+    }
+  } finally {
+    if (suspect !== undefined) condemn(suspect, door);
+  }
+}
+
+/** A slot with which nobody got in, still to be ended, and whose fault that is. */
+interface Refusal {
+  readonly slot: Slot;
+  readonly error: ProxyError;
+  readonly fault: Fault | undefined;
+}
+
+/**
+ * Why a login with a slot failed: its last user changed its settings (attack E11); it was refused, because that one
+ * changed its password or for a reason that holds for all; or somebody is logged in with it.
+ */
+type Fault = 'spoilt' | 'refused' | 'in use';
+
+async function tryEntry(
+  slot: Slot,
+  role: string,
+  parameters: ReadonlyMap<string, string>,
+  door: Door,
+  signal: AbortSignal,
+): Promise<Entered | Refusal> {
+  let connection: UpstreamConnection | undefined;
+  let error: ProxyError | undefined;
+  try {
+    connection = await door.open(slot.name, role, parameters, signal);
+    const backend = await hello(connection, signal);
+    door.lastEntry.at = performance.now();
+    if (!backend.dirty) return { slot, connection, backend };
+  } catch (thrown) {
+    error = ProxyError.from(thrown);
+  }
+  // Its backend is left before the slot is: whoever had it next would be refused by CONNECTION LIMIT 1.
+  if (connection !== undefined) await disconnect(connection.stream);
+  if (error === undefined) return { slot, error: settingsChanged(slot.name), fault: 'spoilt' };
+  return { slot, error, fault: await faultOf(slot.name, error, door.control) };
+}
+
+/** Puts a slot aside that only an administrator can mend. */
+function condemn({ slot, error }: Refusal, door: Door): void {
+  slot.quarantine(QUARANTINE_MS);
+  door.onQuarantine(slot.name, error);
+}
+
+function enteredLately(door: Door): boolean {
+  return performance.now() - door.lastEntry.at < QUARANTINE_MS;
+}
+
+/** Users spoil slots one by one; when two in a row are refused, and none was let in lately, it is not users. */
+function noneIsLetIn({ cause }: ProxyError): ProxyError {
+  const why =
+    'two slots in a row were refused: is the secret the one that pgjot setup had, and does pg_hba.conf let slots in?';
+  return new ProxyError('upstream_login_rejected', { cause: new Error(why, { cause }) });
+}
+
+/**
+ * Whose fault a failed login is; `undefined` for what another slot would not mend.
+ *
+ * Settings are asked for rather than guessed from the error: one that makes every login fail, such as
+ * local_preload_libraries, fails with an SQLSTATE of its own choice, while a client whose own
+ * statement_timeout is too short for us must not make slot after slot unusable.
+ */
+async function faultOf(
+  slot: string,
+  error: ProxyError,
+  control: Control,
+): Promise<Fault | undefined> {
+  if (error.code === 'upstream_login_rejected') return 'refused';
+  // 53300 is also "sorry, too many clients already"; only the routine that checks a role's own CONNECTION LIMIT is about the slot.
+  if (error.cause instanceof UpstreamError && error.cause.routine === 'InitializeSessionUserId')
+    return 'in use';
+  const fromServer = ['upstream_rejected', 'upstream_lost', 'upstream_protocol'];
+  if (!fromServer.includes(error.code)) return undefined;
+  return (await control.hasSettings(slot).catch(() => false)) ? 'spoilt' : undefined;
+}
+
+function settingsChanged(slot: string): ProxyError {
+  return new ProxyError('upstream_login_rejected', {
+    cause: new Error(
+      `the user of slot ${slot} has changed its settings: run pgjot setup to mend it`,
+    ),
+  });
+}
+
+/** Tries again for a while when the server is not there or not ready yet, as during a restart. */
+export async function withRetries<T>(
+  forMs: number,
+  signal: AbortSignal,
+  attempt: () => Promise<T>,
+): Promise<T> {
+  const deadline = performance.now() + forMs;
+  for (let tries = 0; ; tries++) {
+    try {
+      return await attempt();
+    } catch (error) {
+      const pause = RETRY_MS[Math.min(tries, RETRY_MS.length - 1)] as number;
+      if (!isTransient(error) || performance.now() + pause > deadline) throw error;
+      await delay(pause, undefined, { signal }).catch(() => signal.throwIfAborted());
+    }
+  }
+}
+
+function isTransient(error: unknown): boolean {
+  if (ProxyError.is(error, 'upstream_unreachable') || ProxyError.is(error, 'upstream_lost'))
+    return true;
+  if (!ProxyError.is(error, 'upstream_rejected')) return false;
+  const cause = error.cause as { sqlstate?: string; code?: string } | undefined;
+  return (cause?.sqlstate ?? cause?.code ?? '').startsWith('57P0');
+}
