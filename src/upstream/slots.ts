@@ -57,126 +57,150 @@ interface Waiter {
 
 /** The book of one role's slots. `acquireTimeoutMs` bounds every wait. */
 export function createSlots(role: string, source: SlotSource, acquireTimeoutMs: number): Slots {
-  const free: string[] = [];
-  const quarantined = new Map<string, number>();
-  const waiters = new Set<Waiter>();
-  let busy = 0;
-  // Bumped when the leases are lost: what was leased before must not come back as free.
-  let generation = 0;
-  let leasing = false;
-  let retry: NodeJS.Timeout | undefined;
+  return new RoleSlots(role, source, acquireTimeoutMs);
+}
 
-  const slot = (name: string): Slot => {
-    const leasedIn = generation;
+class RoleSlots implements Slots {
+  readonly #role: string;
+  readonly #source: SlotSource;
+  readonly #acquireTimeoutMs: number;
+  readonly #free: string[] = [];
+  /** Until when, by the wall clock. */
+  readonly #quarantined = new Map<string, number>();
+  readonly #waiters = new Set<Waiter>();
+  #busy = 0;
+  /** Bumped when the leases are lost: what was leased before must not come back as free. */
+  #generation = 0;
+  #leasing = false;
+  #retry: NodeJS.Timeout | undefined;
+
+  constructor(role: string, source: SlotSource, acquireTimeoutMs: number) {
+    this.#role = role;
+    this.#source = source;
+    this.#acquireTimeoutMs = acquireTimeoutMs;
+  }
+
+  acquire(signal: AbortSignal, patienceMs = this.#acquireTimeoutMs): Promise<Slot> {
+    return new Promise((resolve, reject) => {
+      const settle = (finish: () => void) => {
+        clearTimeout(timer);
+        signal.removeEventListener('abort', onAbort);
+        this.#forgetWaiter(waiter);
+        finish();
+      };
+      const onAbort = () => settle(() => reject(signal.reason));
+      const waiter: Waiter = {
+        resolve: (given) => settle(() => resolve(given)),
+        reject: (error) => settle(() => reject(error)),
+      };
+      const timer = setTimeout(() => waiter.reject(this.#timedOut()), patienceMs);
+      if (signal.aborted) return onAbort();
+      signal.addEventListener('abort', onAbort);
+      this.#waiters.add(waiter);
+      this.#serve();
+    });
+  }
+
+  giveBack(): void {
+    this.#free.push(...this.#recovered());
+    if (this.#free.length > 0) this.#giveBack(this.#free.splice(0));
+  }
+
+  forget(): void {
+    this.#generation++;
+    this.#free.length = 0;
+    this.#quarantined.clear();
+  }
+
+  counts(): ReturnType<Slots['counts']> {
+    return {
+      free: this.#free.length,
+      busy: this.#busy,
+      quarantined: this.#quarantined.size,
+      waiting: this.#waiters.size,
+    };
+  }
+
+  /** Hands free slots to whoever waits, and asks the database for more where that does not do. */
+  #serve(): void {
+    for (const waiter of this.#waiters) {
+      const name = this.#free.shift();
+      if (name === undefined) break;
+      this.#waiters.delete(waiter);
+      waiter.resolve(this.#use(name));
+    }
+    if (this.#waiters.size > 0) void this.#lease();
+  }
+
+  #use(name: string): Slot {
+    const leasedIn = this.#generation;
     let ended = false;
     const end = (then: () => void) => {
       if (ended) throw new TypeError('a slot is released once');
       ended = true;
-      busy--;
-      if (leasedIn === generation) then();
-      serve();
+      this.#busy--;
+      if (leasedIn === this.#generation) then();
+      this.#serve();
     };
-    busy++;
+    this.#busy++;
     return {
       name,
-      release: () => end(() => (free.length < KEEP_FREE ? free.push(name) : giveBack([name]))),
-      quarantine: (ms) => end(() => quarantined.set(name, Date.now() + ms)),
+      release: () => end(() => this.#keep(name)),
+      quarantine: (ms) => end(() => this.#quarantined.set(name, Date.now() + ms)),
     };
-  };
+  }
 
-  const serve = (): void => {
-    for (const waiter of waiters) {
-      const name = free.shift();
-      if (name === undefined) break;
-      waiters.delete(waiter);
-      waiter.resolve(slot(name));
-    }
-    if (waiters.size > 0) void lease();
-  };
+  #keep(name: string): void {
+    if (this.#free.length < KEEP_FREE) this.#free.push(name);
+    else this.#giveBack([name]);
+  }
 
   /** Asks the database for more, one question at a time, and again soon while somebody waits and none was to be had. */
-  const lease = async (): Promise<void> => {
-    if (leasing || retry !== undefined) return;
-    leasing = true;
-    const askedIn = generation;
+  async #lease(): Promise<void> {
+    if (this.#leasing || this.#retry !== undefined) return;
+    this.#leasing = true;
+    const askedIn = this.#generation;
     try {
-      const names = await source.lease(role, LEASE_BATCH);
-      if (askedIn === generation) free.push(...names, ...recovered());
+      const names = await this.#source.lease(this.#role, LEASE_BATCH);
+      if (askedIn === this.#generation) this.#free.push(...names, ...this.#recovered());
       // Either that connection is lost, and they are nobody's, or the question waited for the next one, which has
       // them for good: they go back, and whoever waits asks again.
-      else giveBack(names);
+      else this.#giveBack(names);
     } catch (error) {
-      for (const waiter of waiters) waiter.reject(error);
-      waiters.clear();
+      for (const waiter of this.#waiters) waiter.reject(error);
+      this.#waiters.clear();
     } finally {
-      leasing = false;
+      this.#leasing = false;
     }
-    if (free.length === 0 && waiters.size > 0) {
-      retry = setTimeout(() => {
-        retry = undefined;
-        serve();
-      }, RETRY_LEASE_MS);
-    } else serve();
-  };
+    if (this.#free.length > 0 || this.#waiters.size === 0) return this.#serve();
+    this.#retry = setTimeout(() => {
+      this.#retry = undefined;
+      this.#serve();
+    }, RETRY_LEASE_MS);
+  }
 
-  // Should it fail, the lease is still ours and ends with the control connection.
-  const giveBack = (names: readonly string[]): void => {
-    source.giveBack(names).catch(() => {});
-  };
+  /** Should it fail, the lease is still ours and ends with the control connection. */
+  #giveBack(names: readonly string[]): void {
+    this.#source.giveBack(names).catch(() => {});
+  }
 
-  const recovered = (): string[] => {
-    const names = [...quarantined].filter(([, until]) => until <= Date.now()).map(([name]) => name);
-    for (const name of names) quarantined.delete(name);
+  /** The slots whose quarantine is over. */
+  #recovered(): string[] {
+    const now = Date.now();
+    const names = [...this.#quarantined].filter(([, until]) => until <= now).map(([name]) => name);
+    for (const name of names) this.#quarantined.delete(name);
     return names;
-  };
+  }
 
-  return {
-    acquire(signal, patienceMs = acquireTimeoutMs) {
-      return new Promise((resolve, reject) => {
-        const settle = (finish: () => void) => {
-          clearTimeout(timer);
-          signal.removeEventListener('abort', onAbort);
-          waiters.delete(waiter);
-          if (waiters.size === 0) {
-            clearTimeout(retry);
-            retry = undefined;
-          }
-          finish();
-        };
-        const onAbort = () => settle(() => reject(signal.reason));
-        const waiter: Waiter = {
-          resolve: (given) => settle(() => resolve(given)),
-          reject: (error) => settle(() => reject(error)),
-        };
-        const timer = setTimeout(() => {
-          settle(() =>
-            reject(
-              new ProxyError('pool_timeout', {
-                cause: new Error(`no free slot for role "${role}"`),
-              }),
-            ),
-          );
-        }, patienceMs);
-        if (signal.aborted) return onAbort();
-        signal.addEventListener('abort', onAbort);
-        waiters.add(waiter);
-        serve();
-      });
-    },
-    giveBack() {
-      free.push(...recovered());
-      if (free.length > 0) giveBack(free.splice(0));
-    },
-    forget() {
-      generation++;
-      free.length = 0;
-      quarantined.clear();
-    },
-    counts: () => ({
-      free: free.length,
-      busy,
-      quarantined: quarantined.size,
-      waiting: waiters.size,
-    }),
-  };
+  #forgetWaiter(waiter: Waiter): void {
+    this.#waiters.delete(waiter);
+    if (this.#waiters.size > 0) return;
+    clearTimeout(this.#retry);
+    this.#retry = undefined;
+  }
+
+  #timedOut(): ProxyError {
+    const cause = new Error(`no free slot for role "${this.#role}"`);
+    return new ProxyError('pool_timeout', { cause });
+  }
 }
