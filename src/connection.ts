@@ -135,8 +135,10 @@ async function spliceUntil(
     const hint = 'Reconnect with a fresh token.';
     session.finish(new ProxyError('session_expired', { hint }), context.expiryGraceMs);
   });
-  log.onWelcome(lease, (error, graceMs) => session.finish(error, graceMs));
-  const outcome = await session.done;
-  expiry.cancel();
-  return outcome;
+  try {
+    log.onWelcome(lease, (error, graceMs) => session.finish(error, graceMs));
+    return await session.done;
+  } finally {
+    expiry.cancel();
+  }
 }

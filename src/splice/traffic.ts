@@ -46,15 +46,10 @@ export class Traffic {
 
   /** Between two requests, outside any transaction, both directions at a frame boundary: nothing is cut short by speaking now. */
   get idle(): boolean {
-    return (
-      !this.busy &&
-      this.#status === 'I' &&
-      this.fromUpstream.atBoundary &&
-      this.fromClient.atBoundary
-    );
+    return !this.busy && this.#status === 'I' && this.fromUpstream.atBoundary;
   }
 
-  /** Whether the backend may be working on something. */
+  /** Whether the backend may be working on something, or waits for the rest of a frame. */
   get busy(): boolean {
     return this.#unanswered > 0 || this.#unsynced || this.#copyingIn || !this.fromClient.atBoundary;
   }
