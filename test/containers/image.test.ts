@@ -93,7 +93,8 @@ async function prepareDatabase(): Promise<void> {
 /** Writes a folder for /etc/pgjot; `other-port.config.json` there differs by its port alone. */
 async function writeConfiguration(): Promise<string> {
   const path = await mkdtemp(join(tmpdir(), 'pgjot-image-'));
-  const { cert, key } = authority.issue(['localhost', '127.0.0.1']);
+  // The engine's host as seen from here: another address than loopback when this test itself runs in a container.
+  const { cert, key } = authority.issue(['localhost', '127.0.0.1', postgres.getHost()]);
   const config: ConfigInput = {
     listen: { host: '0.0.0.0', tls: { certFile: 'server.crt', keyFile: 'server.key' } },
     providers: {
