@@ -34,6 +34,11 @@ export function olderPostgres(): number | undefined {
   return postgresVersions().slice(1).at(-1);
 }
 
+/** Whether `CREATE EXTENSION name` can succeed on a version. */
+export function hasExtension(version: TestPostgresOptions['version'], name: string): boolean {
+  return templateFor(version).extensions.includes(name);
+}
+
 /** The folder of `initdb` and `postgres` of a version. */
 export function binariesOf(version: TestPostgresOptions['version']): string {
   return templateFor(version).binaries;

