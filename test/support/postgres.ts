@@ -44,23 +44,33 @@ export function binariesOf(version: TestPostgresOptions['version']): string {
   return templateFor(version).binaries;
 }
 
-/** Starts a server on a free port. The caller must `stop()` it, which removes its data as well. */
-export async function startTestPostgres(
-  options: TestPostgresOptions = {},
-): Promise<PostgresServer & AsyncDisposable> {
+/** A server whose `stop()`, `immediate` unless told otherwise, removes its data as well. */
+export type TestPostgres = PostgresServer & AsyncDisposable;
+
+/** Starts a server on a free port. The caller must `stop()` it. */
+export async function startTestPostgres(options: TestPostgresOptions = {}): Promise<TestPostgres> {
   const { version, settings, ...rest } = options;
   const template = templateFor(version);
-  const base = await mkdtemp(join(tmpdir(), 'pgjot-test-'));
-  await chmod(base, 0o711);
-  let server: PostgresServer;
-  try {
-    server = await startPostgres({
-      dataDir: join(base, 'data'),
+  return inTemporaryFolder((dataDir) =>
+    startPostgres({
+      dataDir,
       binaries: template.binaries,
       template,
       settings: { max_connections: '300', ...settings },
       ...rest,
-    });
+    }),
+  );
+}
+
+/** Lets `start` start a server on a data folder that does not exist yet, and that goes when the server stops. */
+export async function inTemporaryFolder(
+  start: (dataDir: string) => Promise<PostgresServer>,
+): Promise<TestPostgres> {
+  const base = await mkdtemp(join(tmpdir(), 'pgjot-test-'));
+  await chmod(base, 0o711);
+  let server: PostgresServer;
+  try {
+    server = await start(join(base, 'data'));
   } catch (error) {
     await rm(base, { recursive: true, force: true });
     throw error;

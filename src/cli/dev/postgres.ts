@@ -186,7 +186,8 @@ class Running {
     });
     const ready = new Promise<void>((resolveReady) => {
       lines.on('line', (line) => {
-        if (line.includes('database system is ready to accept connections')) resolveReady();
+        // "read-only" is what a standby says.
+        if (/ready to accept (read-only )?connections/.test(line)) resolveReady();
       });
     });
     const exited = new Promise<string>((resolveExit) => {
