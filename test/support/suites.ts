@@ -35,7 +35,7 @@ export async function packagedVersions(): Promise<number[]> {
     const { optionalDependencies } = JSON.parse(manifest) as { optionalDependencies: object };
     if (BINARIES in optionalDependencies) majors.push(Number(folder));
   }
-  return majors.sort((a, b) => a - b);
+  return majors.toSorted((a, b) => a - b);
 }
 
 /**
