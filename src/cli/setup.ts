@@ -6,7 +6,7 @@
  */
 import { Command } from 'commander';
 import { DatabaseError, type Client } from 'pg';
-import { readSecret, type UpstreamConfig } from '../config.ts';
+import { readSecret, type Config, type UpstreamConfig } from '../config.ts';
 import {
   install,
   planInstall,
@@ -57,15 +57,26 @@ CREATEROLE that owns it, or a superuser.`,
 async function setUp(name: string, options: SetupOptions): Promise<void> {
   const problem = contradiction(options);
   if (problem !== undefined) throw new CommandError('usage', problem);
-  const { upstream } = upstreamNamed(name, options.config);
+  const { config, upstream } = upstreamNamed(name, options.config);
   if (options.uninstall) {
     const how = { keepRoles: options.keepRoles === true };
     if (options.dryRun) return console.log((await planUninstall(how)).join('\n\n'));
     return change(upstream, (admin) => uninstall(admin, how), 'nothing was there to remove');
   }
+  if (upstream.session === 'replica') {
+    throw new CommandError(
+      'usage',
+      `"${name}" is a standby: what it has comes from its primary, so run setup for that`,
+    );
+  }
+  const secret = readSecret(upstream.secret, `upstreams.${name}.secret`);
   const wanted: InstallOptions = {
-    secret: readSecret(upstream.secret, `upstreams.${name}.secret`),
+    secret,
     roles: upstream.roles,
+    session: upstream.session,
+    replicas: hasReplicas(config, upstream.database, secret),
+    lookup: upstream.lookup !== undefined,
+    healSlots: upstream.healSlots,
     grants: options.grantSchema.flatMap((text) => schemaGrants(text, Object.keys(upstream.roles))),
     forceRls: options.forceRls === true,
   };
@@ -74,6 +85,16 @@ async function setUp(name: string, options: SetupOptions): Promise<void> {
     upstream,
     (admin) => install(admin, wanted),
     'nothing was missing; the passwords were set anew, as they are each time',
+  );
+}
+
+/** Whether the configuration names a standby of this database: it has the same database and the same secret. */
+function hasReplicas(config: Config, database: string, secret: string): boolean {
+  return Object.entries(config.upstreams).some(
+    ([id, one]) =>
+      one.session === 'replica' &&
+      one.database === database &&
+      readSecret(one.secret, `upstreams.${id}.secret`) === secret,
   );
 }
 

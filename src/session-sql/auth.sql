@@ -1,6 +1,6 @@
 -- The SQL API that policies use, the same in every session mode: thin wrappers in schema auth.
 --
--- Runs right after portable.sql, in the same transaction and with its settings. Where somebody else's schema
+-- Runs after portable.sql, in the same transaction and with its settings. Where somebody else's schema
 -- auth, or function in it, is there already (Supabase, pg_session_jwt), it stays as it is and a WARNING
 -- says so: policies can name pgjot.user_id() and its sisters instead.
 --
@@ -41,6 +41,8 @@ BEGIN
     IF EXISTS (SELECT FROM pg_proc p
                 WHERE p.pronamespace = 'auth'::regnamespace AND p.proname = wrapper.name AND p.pronargs = 0
                   AND p.proowner <> 'pgjot_owner'::regrole) THEN
+      -- In that mode the extension's functions are the ones that policies shall name.
+      CONTINUE WHEN current_setting('pgjot_install.mode') = 'pg_session_jwt';
       RAISE WARNING 'pgjot: function auth.%() belongs to another role and stays as it is; use pgjot.%() in policies',
         wrapper.name, wrapper.name;
       CONTINUE;

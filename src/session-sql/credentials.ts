@@ -10,6 +10,9 @@ import { promisify } from 'node:util';
 /** The login role of the control connection, the only one that may bind an identity to a backend. */
 export const CONTROL_ROLE = 'pgjot_control';
 
+/** The login role that a configured lookup runs as. */
+export const LOOKUP_ROLE = 'pgjot_lookup';
+
 // NAMEDATALEN - 1. PostgreSQL cuts longer names silently, so two slots would become one role.
 const MAX_NAME_BYTES = 63;
 
@@ -44,6 +47,15 @@ export function slotName(role: string, index: number): string {
  */
 export function derivePassword(secret: string, roleName: string): string {
   return createHmac('sha256', secret).update(roleName).digest('base64url');
+}
+
+/**
+ * The key that signs identities for standbys: 64 bytes, the block length of HMAC-SHA-256, which SQL can then do in two
+ * calls of `sha256`. Whoever has it can be anybody on the standbys.
+ */
+export function deriveIdentityKey(secret: string): Buffer {
+  // The NUL keeps it apart from every password: no role's name can hold one.
+  return createHmac('sha512', secret).update('identity\0key').digest();
 }
 
 /**

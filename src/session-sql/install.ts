@@ -1,26 +1,43 @@
 /**
- * Installs the SQL objects of session mode `portable`: roles, schema `pgjot`, the `auth.*` functions.
+ * Installs the SQL objects of the session modes: roles, schema `pgjot`, the `auth.*` functions.
  *
- * What is installed, and why, is in `portable.sql`, `auth.sql` and `grants.sql`; what removes it again, in
- * `uninstall.sql`. This file gives them names and verifiers and runs them in one transaction. It neither
+ * What is installed, and why, is in `portable.sql`, `extension.sql`, `heal.sql`, `auth.sql` and `grants.sql`; what
+ * removes it again, in `no-heal.sql` and `uninstall.sql`. This file gives them names and verifiers and runs them in one transaction. It neither
  * looks for problems (`pgjot doctor`) nor opens the administrator's connection.
  */
 import { readFile } from 'node:fs/promises';
 import pg from 'pg';
-import { CONTROL_ROLE, derivePassword, scramVerifier, slotName } from './credentials.ts';
+import {
+  CONTROL_ROLE,
+  deriveIdentityKey,
+  derivePassword,
+  LOOKUP_ROLE,
+  scramVerifier,
+  slotName,
+} from './credentials.ts';
 
 /**
  * The version of the SQL objects, which `pgjot.version()` returns. It grows whenever the objects change, so
  * that `pgjot doctor` can tell who must run `pgjot setup` again.
  */
-export const SESSION_SQL_VERSION = 1;
+export const SESSION_SQL_VERSION = 2;
 
 /** What to install. `roles` is the whole list: slots that it no longer names are retired. */
 export interface InstallOptions {
   /** The upstream's secret, from which all passwords derive. Everything in one cluster shares it, as it shares the roles. */
   readonly secret: string;
-  /** Group roles, and how many slots each has. */
-  readonly roles: Readonly<Record<string, { readonly slots: number }>>;
+  /** Group roles, how many slots each has, and what it may be although Row-Level Security does not hold for it then. */
+  readonly roles: Readonly<
+    Record<string, { readonly slots: number; readonly attributes?: readonly string[] | undefined }>
+  >;
+  /** How identities reach SQL on this server. Default: `portable`. */
+  readonly session?: 'portable' | 'pg_session_jwt';
+  /** Whether its standbys serve clients (mode `replica`): they get the key that signs identities. */
+  readonly replicas?: boolean;
+  /** Whether to make the role that a lookup runs as. */
+  readonly lookup?: boolean;
+  /** Whether the proxy may mend slots that a user has spoilt. */
+  readonly healSlots?: boolean;
   /** Schemas whose tables, present and future, group roles may use. What was granted earlier stays granted. */
   readonly grants?: readonly SchemaGrant[];
   /** Whether to enable and force Row-Level Security on every table of those schemas. */
@@ -45,11 +62,13 @@ interface PlannedSlot {
   readonly slot: string;
   readonly number: number;
   readonly verifier: string;
+  readonly attributes: readonly string[];
 }
 
-/** SQL files, and the settings that they read, by name. */
+/** SQL files, and the settings that they read, by name; those in `secrets` are shown to nobody. */
 interface Script {
   readonly settings: Readonly<Record<string, string>>;
+  readonly secrets?: Readonly<Record<string, string>>;
   readonly files: readonly string[];
 }
 
@@ -63,7 +82,7 @@ const MAX_SLOTS = 10_000;
 
 /**
  * The statements that `install` would run, in order, as a script for psql. They hold verifiers with
- * fresh salts (so no two plans are equal), no password and not the secret.
+ * fresh salts (so no two plans are equal), no password, not the secret, and in place of the identity key a remark.
  *
  * @throws {TypeError} when a slot's name would be too long, or a slot count is not between 1 and 10,000.
  */
@@ -121,8 +140,8 @@ export async function installDemo(admin: pg.Client): Promise<void> {
 }
 
 async function installScript(options: InstallOptions): Promise<Script> {
-  const { secret, roles, grants = [], forceRls = false } = options;
-  const names = Object.entries(roles).flatMap(([role, { slots }]) => {
+  const { secret, roles, session = 'portable', grants = [], forceRls = false } = options;
+  const names = Object.entries(roles).flatMap(([role, { slots, attributes = [] }]) => {
     if (!Number.isInteger(slots) || slots < 1 || slots > MAX_SLOTS) {
       throw new TypeError(
         `role "${role}" must have between 1 and ${MAX_SLOTS} slots, not ${slots}`,
@@ -132,6 +151,7 @@ async function installScript(options: InstallOptions): Promise<Script> {
       role,
       slot: slotName(role, i + 1),
       number: i + 1,
+      attributes,
     }));
   });
   const verifierOf = (name: string) => scramVerifier(derivePassword(secret, name));
@@ -143,27 +163,45 @@ async function installScript(options: InstallOptions): Promise<Script> {
       'pgjot_install.version': String(SESSION_SQL_VERSION),
       'pgjot_install.control': await verifierOf(CONTROL_ROLE),
       'pgjot_install.slots': JSON.stringify(planned),
+      'pgjot_install.lookup': options.lookup ? await verifierOf(LOOKUP_ROLE) : '',
+      'pgjot_install.mode': session,
       ...(grants.length > 0 && {
         'pgjot_install.grants': JSON.stringify(grants),
         'pgjot_install.force_rls': String(forceRls),
       }),
     },
-    files: ['portable.sql', 'auth.sql', ...(grants.length > 0 ? ['grants.sql'] : [])],
+    secrets: {
+      'pgjot_install.identity_key': options.replicas
+        ? deriveIdentityKey(secret).toString('hex')
+        : '',
+    },
+    files: [
+      'portable.sql',
+      options.healSlots ? 'heal.sql' : 'no-heal.sql',
+      ...(session === 'pg_session_jwt' ? ['extension.sql'] : []),
+      'auth.sql',
+      ...(grants.length > 0 ? ['grants.sql'] : []),
+    ],
   };
 }
 
 function uninstallScript({ keepRoles = false }: UninstallOptions): Script {
   return {
     settings: { 'pgjot_install.keep_roles': String(keepRoles) },
-    files: ['uninstall.sql'],
+    files: ['no-heal.sql', 'uninstall.sql'],
   };
 }
 
-async function plan({ settings, files }: Script): Promise<readonly string[]> {
+async function plan({ settings, secrets = {}, files }: Script): Promise<readonly string[]> {
   return [
     '-- psql -X -v ON_ERROR_STOP=1 -f …\nBEGIN;',
     ...Object.entries(settings).map(
       ([name, value]) => `SET LOCAL ${name} = ${pg.escapeLiteral(value)};`,
+    ),
+    ...Object.entries(secrets).map(([name, value]) =>
+      value === ''
+        ? `SET LOCAL ${name} = '';`
+        : `SET LOCAL ${name} = '';  -- A secret, which pgjot setup fills in: without it, standbys serve nobody.`,
     ),
     ...(await Promise.all(files.map(readSql))),
     'COMMIT;',
@@ -171,7 +209,10 @@ async function plan({ settings, files }: Script): Promise<readonly string[]> {
 }
 
 /** Runs the script in one transaction and returns what its INFO messages said. */
-async function run(admin: pg.Client, { settings, files }: Script): Promise<readonly string[]> {
+async function run(
+  admin: pg.Client,
+  { settings, secrets, files }: Script,
+): Promise<readonly string[]> {
   const texts = await Promise.all(files.map(readSql));
   const changes: string[] = [];
   const onNotice = ({ severity, message }: Notice) => {
@@ -180,7 +221,7 @@ async function run(admin: pg.Client, { settings, files }: Script): Promise<reado
   admin.on('notice', onNotice);
   try {
     await inTransaction(admin, async () => {
-      for (const [name, value] of Object.entries(settings)) {
+      for (const [name, value] of Object.entries({ ...settings, ...secrets })) {
         await admin.query('SELECT pg_catalog.set_config($1, $2, true)', [name, value]);
       }
       for (const text of texts) await admin.query(text);

@@ -1,4 +1,4 @@
--- The objects of session mode "portable": roles, schema pgjot, and an identity that SQL cannot forge.
+-- The objects of session modes "portable" and "replica": roles, schema pgjot, and an identity that SQL cannot forge.
 --
 -- No extension, no superuser; PostgreSQL 14 to 18; run by an ordinary administrator who has CREATEROLE and
 -- owns the database. It is one transaction (install.ts opens and commits it) and may be run again at any
@@ -9,15 +9,20 @@
 --   pgjot_install.version   the version of these objects, a number that grows
 --   pgjot_install.control   the SCRAM verifier of pgjot_control
 --   pgjot_install.slots     [{"role": "authenticated", "slot": "pgjot_authenticated_1",
---                             "number": 1, "verifier": "SCRAM-SHA-256$…"}, …]
+--                             "number": 1, "verifier": "SCRAM-SHA-256$…", "attributes": []}, …]
+--   pgjot_install.lookup    the SCRAM verifier of pgjot_lookup, or nothing where no lookup is configured
+--   pgjot_install.identity_key   the key of the identities on standbys, 64 bytes in hexadecimal, or nothing
 --
 -- They are settings and not pasted text so that no name is ever unquoted SQL, and so that log_statement = 'ddl'
 -- shows no verifier: the statements that carry them run inside DO. (A verifier is not a password and cannot be
 -- turned into one, but whoever holds it may try guesses; ours are of 256 bits.)
 --
+-- (The identity key is a secret, though: so --dry-run leaves it out.)
+--
 -- How it holds together. The client runs any SQL it likes, logged in as a *slot* role with SET ROLE to its
 -- *group* role. Its identity is a row of pgjot.session, keyed by backend pid and start time, that only the
--- control connection can write. Nothing that a client can change (settings, temporary objects, sequences,
+-- control connection can write; on a standby, where nobody can write, it is a setting that the proxy has signed
+-- for that one backend. Nothing that a client can change (settings, temporary objects, sequences,
 -- search_path, roles) takes part in reading it.
 --
 -- What it changes it says in INFO messages, one line each, whatever client_min_messages is; what was there
@@ -38,10 +43,10 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 CREATE OR REPLACE FUNCTION pg_temp.wanted_slots()
-RETURNS TABLE (role name, slot name, number int4, verifier text)
+RETURNS TABLE (role name, slot name, number int4, verifier text, attributes text[])
 LANGUAGE sql STABLE AS $$
   SELECT * FROM jsonb_to_recordset(current_setting('pgjot_install.slots')::jsonb)
-             AS x (role name, slot name, number int4, verifier text)
+             AS x (role name, slot name, number int4, verifier text, attributes text[])
 $$;
 
 
@@ -81,6 +86,7 @@ $version$;
 --                      SQL and terminate one another. CONNECTION LIMIT 1 makes PostgreSQL itself refuse a
 --                      second session on a slot, whatever a proxy may believe.
 --   control  LOGIN     member of nothing, may call bind, unbind, terminate, lease, release, sweep
+--   lookup   LOGIN     where a lookup is configured: runs that one query, and has what the administrator grants it
 --   owner    NOLOGIN   owns the schema; member of slots and control for one purpose: without it
 --                      pg_stat_get_activity() hides the start time of their backends
 DO $roles$
@@ -93,7 +99,7 @@ DECLARE
   made     name[] := '{}';       -- the group of each slot that is made
 BEGIN
   FOR wanted IN
-    SELECT DISTINCT role FROM pg_temp.wanted_slots()
+    SELECT DISTINCT role, attributes FROM pg_temp.wanted_slots()
   LOOP
     IF wanted.role ~ '^(pg|pgjot)_' OR wanted.role = 'public' THEN
       RAISE EXCEPTION 'pgjot: role "%" cannot be a group of slots', wanted.role USING ERRCODE = '42939';
@@ -101,10 +107,15 @@ BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = wanted.role) THEN
       EXECUTE format('CREATE ROLE %I NOLOGIN', wanted.role);
       RAISE INFO 'created role "%"', wanted.role;
-    ELSIF EXISTS (SELECT FROM pg_roles WHERE rolname = wanted.role
-                     AND (rolsuper OR rolbypassrls OR rolcreaterole OR rolreplication)) THEN
+    ELSIF EXISTS (SELECT FROM pg_roles g
+                   WHERE g.rolname = wanted.role
+                     AND NOT array_remove(ARRAY[CASE WHEN g.rolsuper       THEN 'SUPERUSER' END,
+                                                CASE WHEN g.rolbypassrls   THEN 'BYPASSRLS' END,
+                                                CASE WHEN g.rolcreaterole  THEN 'CREATEROLE' END,
+                                                CASE WHEN g.rolreplication THEN 'REPLICATION' END], NULL)
+                             <@ coalesce(wanted.attributes, '{}')) THEN
       RAISE EXCEPTION 'pgjot: role "%" must not be SUPERUSER, BYPASSRLS, CREATEROLE or REPLICATION', wanted.role
-        USING ERRCODE = '42501', HINT = 'Row-Level Security would not hold for its clients.';
+        USING ERRCODE = '42501', HINT = 'Row-Level Security would not hold for its clients. If that is what you want, name it in "attributes" of this role in the configuration.';
     END IF;
   END LOOP;
 
@@ -120,6 +131,15 @@ BEGIN
   EXECUTE format('ALTER ROLE pgjot_control LOGIN NOINHERIT CONNECTION LIMIT 16 PASSWORD %L',
                  current_setting('pgjot_install.control'));
   EXECUTE 'GRANT pgjot_control TO pgjot_owner' || to_owner;
+
+  IF current_setting('pgjot_install.lookup') <> '' THEN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'pgjot_lookup') THEN
+      CREATE ROLE pgjot_lookup;
+      EXECUTE 'GRANT pgjot_lookup TO pgjot_owner' || to_owner;
+      RAISE INFO 'created role "pgjot_lookup": grant it what the lookup has to read';
+    END IF;
+    EXECUTE format('ALTER ROLE pgjot_lookup LOGIN CONNECTION LIMIT 64 PASSWORD %L', current_setting('pgjot_install.lookup'));
+  END IF;
 
   FOR wanted IN
     SELECT x.*, s.oid, s.rolvaliduntil < 'infinity' AS expires,
@@ -185,6 +205,7 @@ BEGIN
   FOR wanted IN
     SELECT DISTINCT role FROM pg_temp.wanted_slots()
     UNION SELECT 'pgjot_control'
+    UNION SELECT 'pgjot_lookup' WHERE current_setting('pgjot_install.lookup') <> ''
   LOOP
     IF NOT has_database_privilege(wanted.role, current_database(), 'CONNECT') THEN
       EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), wanted.role);
@@ -224,6 +245,8 @@ CREATE TABLE IF NOT EXISTS pgjot.slot (
 CREATE TABLE IF NOT EXISTS pgjot.slot_group (
   role name PRIMARY KEY
 );
+-- Since version 2: what the role may be although Row-Level Security does not hold for it then.
+ALTER TABLE pgjot.slot_group ADD COLUMN IF NOT EXISTS attributes text[] NOT NULL DEFAULT '{}';
 
 -- UNLOGGED: a crash ends all backends, so their identities may go with them; no WAL at a login; not on
 -- standbys, nor in logical replication. fillfactor leaves room for HOT updates by bind().
@@ -246,6 +269,35 @@ CREATE UNLOGGED TABLE IF NOT EXISTS pgjot.lease (
   control_pid   int4 NOT NULL,
   control_start int8 NOT NULL
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 200);
+
+-- The key of the identities on standbys, as the two blocks that HMAC (RFC 2104) hashes first; at most one row. Not
+-- unlogged: standbys have to have it. Dumps carry it, so it goes with the upstream's secret when that is rotated.
+CREATE TABLE IF NOT EXISTS pgjot.identity_key (
+  inner_block bytea NOT NULL,
+  outer_block bytea NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS identity_key_only_one ON pgjot.identity_key ((true));
+
+DO $identity_key$
+DECLARE
+  -- Of HMAC-SHA-256's block length, so it is neither hashed nor padded.
+  key       constant bytea := decode(current_setting('pgjot_install.identity_key'), 'hex');
+  inner_pad bytea := key;
+  outer_pad bytea := key;
+BEGIN
+  IF length(key) NOT IN (0, 64) THEN
+    RAISE EXCEPTION 'pgjot: the identity key must be of 64 bytes' USING ERRCODE = '22023';
+  END IF;
+  FOR i IN 0 .. length(key) - 1 LOOP
+    inner_pad := set_byte(inner_pad, i, get_byte(key, i) # 54);      -- 0x36
+    outer_pad := set_byte(outer_pad, i, get_byte(key, i) # 92);      -- 0x5c
+  END LOOP;
+  DELETE FROM pgjot.identity_key k WHERE k.inner_block <> inner_pad;
+  INSERT INTO pgjot.identity_key (inner_block, outer_block)
+  SELECT inner_pad, outer_pad WHERE length(key) > 0
+  ON CONFLICT DO NOTHING;
+END
+$identity_key$;
 
 -- A tripwire. Who has the privileges of a role may run DROP OWNED BY it, and that drops every policy that
 -- names the role alone, whoever owns the table: any client of authenticated could delete all policies TO
@@ -292,6 +344,10 @@ DECLARE
   bound_epoch int8;
 BEGIN
   PERFORM pgjot.assert_control();
+  IF pg_is_in_recovery() THEN
+    RAISE EXCEPTION 'pgjot: nothing can be bound on a standby' USING ERRCODE = '55000',
+      HINT = 'Its upstream needs "session": "replica".';
+  END IF;
   IF jsonb_typeof(p_claims) IS DISTINCT FROM 'object'
      OR jsonb_typeof(p_claims -> 'sub') IS DISTINCT FROM 'string'
      OR p_claims ->> 'sub' = '' THEN
@@ -335,7 +391,9 @@ CREATE OR REPLACE FUNCTION pgjot.unbind(p_pid int4, p_start int8) RETURNS bool
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
   PERFORM pgjot.assert_control();
-  DELETE FROM pgjot.session s WHERE s.pid = p_pid AND s.backend_start = p_start;
+  IF NOT pg_is_in_recovery() THEN
+    DELETE FROM pgjot.session s WHERE s.pid = p_pid AND s.backend_start = p_start;
+  END IF;
   RETURN EXISTS (SELECT FROM pgjot.backends(p_pid) b WHERE b.started = p_start);
 END
 $$;
@@ -358,19 +416,47 @@ $$;
 -- Leases up to p_count free slots of a group to the calling control backend. Free: nobody alive has leased
 -- it, and nobody is logged in as it, in any database of the cluster. None at all of a group for which Row-Level
 -- Security does not hold any more.
+--
+-- On a standby nothing can be written, so nothing is leased: it names slots that nobody is logged in as, in any
+-- order, so that two proxies seldom get the same one; CONNECTION LIMIT 1 decides between them.
 CREATE OR REPLACE FUNCTION pgjot.lease(p_role name, p_count int4) RETURNS SETOF name
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  allowed text[];
 BEGIN
   PERFORM pgjot.assert_control();
-  PERFORM FROM pgjot.slot_group g WHERE g.role = p_role FOR UPDATE;
-  IF NOT FOUND THEN
+  IF pg_is_in_recovery() THEN
+    SELECT g.attributes INTO allowed FROM pgjot.slot_group g WHERE g.role = p_role;
+  ELSE
+    SELECT g.attributes INTO allowed FROM pgjot.slot_group g WHERE g.role = p_role FOR UPDATE;
+  END IF;
+  IF allowed IS NULL THEN
     RAISE EXCEPTION 'pgjot: role "%" has no slots in this database', p_role USING ERRCODE = '42704';
   END IF;
   -- It was not when setup ran. Whoever gave it this since meant something else.
-  IF EXISTS (SELECT FROM pg_roles g WHERE g.rolname = p_role
-                AND (g.rolsuper OR g.rolbypassrls OR g.rolcreaterole OR g.rolreplication)) THEN
+  IF EXISTS (SELECT FROM pg_roles g
+              WHERE g.rolname = p_role
+                AND (g.rolsuper AND 'SUPERUSER' <> ALL (allowed)
+                     OR g.rolbypassrls AND 'BYPASSRLS' <> ALL (allowed)
+                     OR g.rolcreaterole AND 'CREATEROLE' <> ALL (allowed)
+                     OR g.rolreplication AND 'REPLICATION' <> ALL (allowed))) THEN
     RAISE EXCEPTION 'pgjot: role "%" must not be SUPERUSER, BYPASSRLS, CREATEROLE or REPLICATION', p_role
       USING ERRCODE = '42501', HINT = 'Row-Level Security would not hold for its clients.';
+  END IF;
+
+  IF pg_is_in_recovery() THEN
+    RETURN QUERY
+    WITH backend AS MATERIALIZED (
+      SELECT b.login FROM pgjot.backends(NULL) b
+    )
+    SELECT t.slot
+      FROM pgjot.slot t
+      JOIN pg_roles r ON r.rolname = t.slot AND r.rolcanlogin
+     WHERE t.role = p_role
+       AND NOT EXISTS (SELECT FROM backend b WHERE b.login = r.oid)
+     ORDER BY random()
+     LIMIT greatest(p_count, 0);
+    RETURN;
   END IF;
 
   -- Backends are looked at here for the first time: after the lock and no sooner, or a lease of a control
@@ -401,6 +487,9 @@ CREATE OR REPLACE FUNCTION pgjot.release(p_slot name) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
   PERFORM pgjot.assert_control();
+  IF pg_is_in_recovery() THEN
+    RETURN;
+  END IF;
   DELETE FROM pgjot.lease l
    USING pgjot.backends(pg_backend_pid()) b
    WHERE l.slot = p_slot AND l.control_pid = b.pid AND l.control_start = b.started;
@@ -416,6 +505,9 @@ DECLARE
   swept int8 := 0;
 BEGIN
   PERFORM pgjot.assert_control();
+  IF pg_is_in_recovery() THEN
+    RETURN 0;
+  END IF;
   -- Row by row, each named by what was judged: a row that bind() or lease() renews meanwhile is spared.
   FOR dead IN
     SELECT s.pid, s.bound_at FROM pgjot.session s
@@ -461,6 +553,50 @@ BEGIN
 END
 $$;
 
+-- On a standby: the claims that the proxy signed for this very backend and put into its StartupMessage, to which
+-- RESET ALL and DISCARD ALL return; or NULL. The setting is
+--
+--   base64({"slot", "port", "iat", "exp", "claims"}) "." base64(HMAC-SHA-256 of what is before the dot)
+--
+-- with times in milliseconds since 1970. The client can read it and set it, and gains nothing: any other value has
+-- no valid signature, or was signed for another login role, another port, or a backend of another minute.
+CREATE OR REPLACE FUNCTION pgjot.signed_claims() RETURNS jsonb
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  setting  constant text := current_setting('pgjot.identity', true);
+  signed   constant text := split_part(setting, '.', 1);
+  key      pgjot.identity_key;
+  expected bytea;
+  given    bytea;
+  identity jsonb;
+BEGIN
+  -- Shaped as we write it, so that nothing below raises an error, which could be told from NULL.
+  IF setting IS NULL OR setting !~ '^[A-Za-z0-9+/]+={0,2}[.][A-Za-z0-9+/]{43}=$' THEN
+    RETURN NULL;
+  END IF;
+  SELECT * INTO key FROM pgjot.identity_key;
+  IF key.inner_block IS NULL THEN
+    RETURN NULL;
+  END IF;
+  given := decode(split_part(setting, '.', 2), 'base64');
+  expected := sha256(key.outer_block || sha256(key.inner_block || convert_to(signed, 'UTF8')));
+  -- Not compared as they are: how long that takes would tell how much of a guess is right.
+  IF sha256(key.outer_block || given) <> sha256(key.outer_block || expected) THEN
+    RETURN NULL;
+  END IF;
+
+  identity := convert_from(decode(signed, 'base64'), 'UTF8')::jsonb;
+  IF identity ->> 'slot' = session_user
+     AND (identity ->> 'port')::int4 = inet_client_port()
+     AND (identity ->> 'exp')::int8 > extract(epoch FROM clock_timestamp()) * 1000
+     AND EXISTS (SELECT FROM pgjot.backends(pg_backend_pid()) b
+                  WHERE abs(b.started / 1000 - (identity ->> 'iat')::int8) <= 60000) THEN
+    RETURN identity -> 'claims';
+  END IF;
+  RETURN NULL;
+END
+$$;
+
 -- The claims of this backend's identity, or NULL. Everything else reads through it.
 --
 -- It takes no argument, and what it looks at (pid, peer address, clock, an owner-only table) no client can
@@ -473,15 +609,25 @@ $$;
 CREATE OR REPLACE FUNCTION pgjot.claims() RETURNS jsonb
 LANGUAGE plpgsql STABLE PARALLEL RESTRICTED SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+  found_claims jsonb;
 BEGIN
-  RETURN (
-    SELECT s.claims FROM pgjot.session s
-     WHERE s.pid = pg_backend_pid()
-       AND s.expires_at > clock_timestamp()
-       AND s.client_addr IS NOT DISTINCT FROM inet_client_addr()
-       AND s.client_port IS NOT DISTINCT FROM inet_client_port()
-       AND (s.client_addr IS NOT NULL
-            OR s.backend_start = (SELECT b.started FROM pgjot.backends(s.pid) b)));
+  IF pg_is_in_recovery() THEN
+    RETURN pgjot.signed_claims();
+  END IF;
+  SELECT s.claims INTO found_claims FROM pgjot.session s
+   WHERE s.pid = pg_backend_pid()
+     AND s.expires_at > clock_timestamp()
+     AND s.client_addr IS NOT DISTINCT FROM inet_client_addr()
+     AND s.client_port IS NOT DISTINCT FROM inet_client_port()
+     AND (s.client_addr IS NOT NULL
+          OR s.backend_start = (SELECT b.started FROM pgjot.backends(s.pid) b));
+  -- Where its standby was promoted, a session has lost its identity. Better an error than a table that looks empty.
+  IF found_claims IS NULL AND current_setting('pgjot.identity', true) <> '' THEN
+    RAISE EXCEPTION 'pgjot: this server is no standby any more, and the session has no identity' USING ERRCODE = '55000',
+      HINT = 'Reconnect.';
+  END IF;
+  RETURN found_claims;
 END
 $$;
 
@@ -518,7 +664,8 @@ BEGIN
      WHERE p.pronamespace = 'pgjot'::regnamespace AND p.proowner = 'pgjot_owner'::regrole
        AND p.oid <> ALL (ARRAY[
          'pgjot.backends(int4)', 'pgjot.assert_control()', 'pgjot.bind(int4, int8, jsonb, int8)', 'pgjot.unbind(int4, int8)',
-         'pgjot.terminate(int4, int8)', 'pgjot.lease(name, int4)', 'pgjot.release(name)', 'pgjot.sweep()', 'pgjot.hello()', 'pgjot.claims()',
+         'pgjot.terminate(int4, int8)', 'pgjot.lease(name, int4)', 'pgjot.release(name)', 'pgjot.sweep()', 'pgjot.hello()',
+         'pgjot.signed_claims()', 'pgjot.claims()',
          'pgjot.user_id()', 'pgjot.uid()', 'pgjot.session()', 'pgjot.jwt()', 'pgjot.version()']::regprocedure[])
   LOOP
     -- Not CASCADE: a policy may depend on it.
@@ -533,7 +680,19 @@ $former$;
 
 -- A new function can be executed by PUBLIC. ALTER DEFAULT PRIVILEGES IN SCHEMA … REVOKE … FROM PUBLIC would not
 -- change that (per-schema defaults only ever add), so: revoke by name, after the last CREATE.
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA pgjot FROM PUBLIC;
+DO $public$
+DECLARE
+  one regprocedure;
+BEGIN
+  -- One by one: pgjot.heal() is not ours to revoke, and ON ALL FUNCTIONS would warn of it.
+  FOR one IN
+    SELECT p.oid FROM pg_proc p
+     WHERE p.pronamespace = 'pgjot'::regnamespace AND p.proowner = 'pgjot_owner'::regrole
+  LOOP
+    EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', one);
+  END LOOP;
+END
+$public$;
 REVOKE ALL ON SCHEMA pgjot FROM PUBLIC;
 
 GRANT USAGE ON SCHEMA pgjot TO pgjot_control;
@@ -576,9 +735,9 @@ $grants$;
 
 -- 6. The list of slots, and farewell to those no longer wanted -----------------------------------------------
 
-INSERT INTO pgjot.slot_group (role)
-SELECT DISTINCT role FROM pg_temp.wanted_slots()
-ON CONFLICT DO NOTHING;
+INSERT INTO pgjot.slot_group (role, attributes)
+SELECT DISTINCT role, coalesce(attributes, '{}') FROM pg_temp.wanted_slots()
+ON CONFLICT (role) DO UPDATE SET attributes = excluded.attributes;
 
 INSERT INTO pgjot.slot (slot, role, number)
 SELECT slot, role, number FROM pg_temp.wanted_slots()

@@ -16,12 +16,13 @@ DECLARE
   here        constant oid  := (SELECT oid FROM pg_database WHERE datname = current_database());
   owner       constant oid  := to_regrole('pgjot_owner');
   control     constant oid  := to_regrole('pgjot_control');
+  lookup      constant oid  := to_regrole('pgjot_lookup');
   keeps_roles constant bool := current_setting('pgjot_install.keep_roles')::bool;
   -- Setup marks each of its roles by granting it to pgjot_owner.
   logins      constant oid[] := ARRAY(
     SELECT r.oid FROM pg_roles r
      WHERE r.oid = control
-        OR r.rolname ~ '^pgjot_.*_\d+$'
+        OR (r.rolname ~ '^pgjot_.*_\d+$' OR r.oid = lookup)
            AND EXISTS (SELECT FROM pg_auth_members m WHERE m.roleid = r.oid AND m.member = owner));
   blockers    text;
   installed   constant bool := EXISTS (
@@ -83,11 +84,14 @@ BEGIN
   IF control IS NOT NULL THEN
     EXECUTE format('REVOKE ALL ON DATABASE %I FROM pgjot_control', current_database());
   END IF;
+  IF lookup IS NOT NULL THEN
+    EXECUTE format('REVOKE ALL ON DATABASE %I FROM pgjot_lookup', current_database());
+  END IF;
   FOREACH one IN ARRAY logins LOOP
     EXECUTE format('DROP ROLE %s', one);
   END LOOP;
   DROP ROLE pgjot_owner;
   RAISE INFO 'dropped % slots, and roles pgjot_control and pgjot_owner',
-    cardinality(array_remove(logins, control));
+    cardinality(array_remove(array_remove(logins, control), lookup));
 END
 $uninstall$;

@@ -1,7 +1,7 @@
 /** Which published keys are used: the attacks D4 to D6, each by its name. */
 import { generateKeyPairSync } from 'node:crypto';
 import { describe, expect, test } from 'vitest';
-import { ALGORITHMS } from '../../src/config.ts';
+import { ALGORITHMS } from '../../src/config-schema.ts';
 import { readJwks } from '../../src/identity/jwk.ts';
 import { createIssuerKey } from '../support/issuer.ts';
 

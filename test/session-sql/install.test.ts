@@ -40,7 +40,7 @@ describe.each(postgresVersions())('installing on PostgreSQL %i', (version) => {
     await install(admin, options(3));
 
     expect(await slotsOf(admin)).toEqual([1, 2, 3].map((i) => `pgjot_authenticated_${i}`));
-    expect(await value(admin, 'SELECT pgjot.version()')).toBe('1');
+    expect(await value(admin, 'SELECT pgjot.version()')).toBe('2');
     await database.end(admin);
   });
 
@@ -100,6 +100,7 @@ describe.each(postgresVersions())('installing on PostgreSQL %i', (version) => {
       'claims',
       'lease',
       'release',
+      'signed_claims',
       'sweep',
       'terminate',
       'unbind',

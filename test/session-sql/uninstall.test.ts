@@ -1,7 +1,13 @@
 /** Removing what was installed, and refusing to while somebody needs it. */
 import type pg from 'pg';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { install, installDemo, planUninstall, uninstall } from '../../src/session-sql/install.ts';
+import {
+  install,
+  installDemo,
+  planUninstall,
+  SESSION_SQL_VERSION,
+  uninstall,
+} from '../../src/session-sql/install.ts';
 import { postgresVersions } from '../support/postgres.ts';
 import { bind, Database, hello, SECRET, value } from './database.ts';
 
@@ -37,7 +43,7 @@ describe.each(postgresVersions())('uninstalling on PostgreSQL %i', (version) => 
         'created role "pgjot_owner"',
         'created role "pgjot_control"',
         'created 3 slots of role "authenticated"',
-        'installed the session functions, version 1',
+        `installed the session functions, version ${SESSION_SQL_VERSION}`,
       ]);
       expect(removed).toEqual([
         'dropped schema pgjot and the session functions',

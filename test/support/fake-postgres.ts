@@ -75,6 +75,7 @@ export function upstreamAt(port: number, overrides: Partial<UpstreamConfig> = {}
     database: 'app',
     tls: { mode: 'disable' },
     session: 'portable',
+    healSlots: false,
     secret: { env: 'PGJOT_UNUSED' },
     roles: { authenticated: { slots: 4 } },
     connectTimeoutMs: 5_000,

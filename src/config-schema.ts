@@ -1,0 +1,272 @@
+/**
+ * The configuration's schema: every setting with its type, its default and one sentence for editors.
+ *
+ * What one setting alone can say is here; what must agree with another is in `config-rules.ts`.
+ */
+import { z } from 'zod';
+
+/** Algorithms a provider may allow: asymmetric ones alone, so no published key can ever be an HMAC secret (attack C2). */
+export const ALGORITHMS = [
+  'RS256',
+  'RS384',
+  'RS512',
+  'PS256',
+  'PS384',
+  'PS512',
+  'ES256',
+  'ES384',
+  'ES512',
+  'EdDSA',
+] as const;
+
+/** How an identity can reach SQL; `src/upstream/` has a file for each. */
+export const SESSION_MODES = ['portable', 'pg_session_jwt', 'replica'] as const;
+
+/** Role attributes that put a session above Row-Level Security, or let it get there. */
+export const ROLE_ATTRIBUTES = ['SUPERUSER', 'BYPASSRLS', 'CREATEROLE', 'REPLICATION'] as const;
+
+/** A name in PostgreSQL: at most NAMEDATALEN - 1 = 63 bytes, no control characters. */
+const name = z
+  .string()
+  .min(1)
+  // eslint-disable-next-line no-control-regex
+  .regex(/^[^\u0000-\u001f\u007f]+$/, 'must not hold control characters')
+  .refine((text) => Buffer.byteLength(text) <= 63, 'must be at most 63 bytes');
+
+const port = z.int().min(1).max(65_535);
+const milliseconds = z
+  .int()
+  .min(0)
+  .max(2 ** 31 - 1);
+
+const jsonPointer = z
+  .string()
+  .regex(
+    /^(\/([^~/]|~0|~1)*)+$/,
+    'must be a JSON Pointer (RFC 6901), for instance "/app_metadata/role"',
+  );
+
+const secret = z
+  .union([z.strictObject({ env: z.string().min(1) }), z.strictObject({ file: z.string().min(1) })])
+  .describe(
+    'Where the secret is: { "env": "NAME" } or { "file": "path" }. Never the secret itself.',
+  );
+
+const listen = z.strictObject({
+  host: z.string().min(1).default('127.0.0.1').describe('Address to listen on.'),
+  port: z.int().min(0).max(65_535).default(6432).describe('Port to listen on; 0 takes a free one.'),
+  tls: z
+    .strictObject({
+      mode: z
+        .enum(['require', 'allow', 'disable'])
+        .optional()
+        .describe(
+          'Whether clients must use TLS. Default: "require", or "allow" on a loopback address.',
+        ),
+      certFile: z.string().optional().describe('PEM certificate chain.'),
+      keyFile: z.string().optional().describe('PEM private key.'),
+    })
+    .default({}),
+  allowPlaintext: z
+    .boolean()
+    .default(false)
+    .describe(
+      'Permit a TLS mode other than "require" on an address that is not loopback. Tokens then cross the network readable.',
+    ),
+});
+
+const provider = z.strictObject({
+  issuer: z.string().min(1).describe('The exact "iss" of its tokens.'),
+  jwksUri: z.url().optional().describe('Where its keys are published. https, or http on loopback.'),
+  jwksFile: z.string().optional().describe('A JWKS on disk instead, for air-gapped use.'),
+  audience: z
+    .union([
+      z
+        .string()
+        .min(1)
+        .transform((one) => [one]),
+      z.array(z.string().min(1)).min(1),
+    ])
+    .optional()
+    .describe('One of these must be in "aud".'),
+  anyAudience: z
+    .boolean()
+    .default(false)
+    .describe(
+      'Accept tokens meant for any audience. Only for an issuer that serves this application alone.',
+    ),
+  algorithms: z.array(z.enum(ALGORITHMS)).min(1).default(['RS256', 'ES256', 'EdDSA']),
+  roles: z.array(name).min(1).describe('PostgreSQL roles that its users may ask for.'),
+  roleClaim: jsonPointer
+    .optional()
+    .describe(
+      'JSON Pointer to a claim (string or array of strings) that must name the role as well.',
+    ),
+  requiredClaims: z
+    .array(z.string().min(1))
+    .default([])
+    .describe('Claims that must be present beside exp, iss, sub and aud.'),
+  clockToleranceMs: milliseconds.max(300_000).default(30_000),
+  maxTokenAgeMs: milliseconds
+    .min(1)
+    .optional()
+    .describe('Refuse tokens whose "iat" is older than this.'),
+});
+
+const role = z.strictObject({
+  slots: z.int().min(1).max(10_000),
+  attributes: z
+    .array(z.enum(ROLE_ATTRIBUTES))
+    .optional()
+    .describe(
+      'What the role may be although Row-Level Security does not hold for it then. Any that is not named here is refused.',
+    ),
+});
+
+const lookup = z.strictObject({
+  sql: z
+    .string()
+    .min(1)
+    .describe('One SELECT; its row becomes the claim "lookup". Run as role pgjot_lookup.'),
+  params: z
+    .array(jsonPointer)
+    .max(100)
+    .default([])
+    .describe('The values of $1, $2, …: JSON Pointers into the verified claims.'),
+  cacheMs: milliseconds
+    .default(60_000)
+    .describe('How long a row is remembered; 0 asks at every login.'),
+  timeoutMs: milliseconds.min(1).default(2_000),
+  required: z
+    .boolean()
+    .default(true)
+    .describe('Refuse the login where there is no row. Otherwise the claim is null.'),
+});
+
+const upstream = z.strictObject({
+  host: z.string().min(1),
+  port: port.default(5432),
+  database: name,
+  tls: z
+    .strictObject({
+      mode: z
+        .enum(['disable', 'require', 'verify-ca', 'verify-full'])
+        .optional()
+        .describe(
+          'As libpq\'s sslmode. Default: "verify-full", or "disable" on a loopback address.',
+        ),
+      caFile: z.string().optional(),
+      certFile: z.string().optional().describe('Client certificate.'),
+      keyFile: z.string().optional(),
+    })
+    .default({}),
+  session: z
+    .enum(SESSION_MODES)
+    .default('portable')
+    .describe(
+      'How the identity reaches SQL: a row that the proxy writes, the extension pg_session_jwt, or, on hot standbys, a signed setting.',
+    ),
+  sessionClaims: z
+    .array(z.string().min(1))
+    .optional()
+    .describe('The claims that SQL sees, beside "sub". Default: all.'),
+  lookup: lookup
+    .optional()
+    .describe('Claims that the token does not have, from the database itself.'),
+  secret: secret.describe(
+    'The one secret from which the passwords of all slots and of the control role derive.',
+  ),
+  roles: z
+    .record(name, role)
+    .refine((roles) => Object.keys(roles).length > 0, 'must name at least one role')
+    .describe('Roles that clients may become here, and how many may be logged in at once.'),
+  healSlots: z
+    .boolean()
+    .default(false)
+    .describe(
+      'Let the proxy mend slots that a user has spoilt. `pgjot setup` then makes a role with CREATEROLE, pgjot_healer, for one function that does nothing else.',
+    ),
+  connectTimeoutMs: milliseconds.min(1).default(3_000),
+  acquireTimeoutMs: milliseconds
+    .min(1)
+    .default(8_000)
+    .describe('How long a login waits for a free slot.'),
+});
+
+/** The whole file. */
+export const schema = z.strictObject({
+  $schema: z.string().optional(),
+  listen: listen.prefault({}),
+  providers: z
+    .record(z.string().min(1), provider)
+    .refine((providers) => Object.keys(providers).length > 0, 'must name at least one provider'),
+  upstreams: z
+    .record(z.string().min(1), upstream)
+    .refine((upstreams) => Object.keys(upstreams).length > 0, 'must name at least one upstream'),
+  anonymous: z
+    .strictObject({
+      enabled: z.boolean().default(false).describe('Let clients in without a token, as nobody.'),
+      role: name
+        .default('anonymous')
+        .describe('The role they get by asking for it; auth.user_id() is NULL.'),
+    })
+    .prefault({}),
+  routes: z
+    .array(z.strictObject({ database: name, upstream: z.string() }))
+    .optional()
+    .describe('First match wins. Default: one route for each upstream, by its database.'),
+  startupParameters: z
+    .strictObject({
+      allow: z
+        .array(z.string().regex(/^[a-z_][a-z0-9_.]*$/, 'must be a lower-case parameter name'))
+        .default([])
+        .describe('Startup parameters that pass beside the built-in list.'),
+    })
+    .prefault({}),
+  jwks: z
+    .strictObject({
+      freshMs: milliseconds
+        .min(1_000)
+        .default(300_000)
+        .describe('How long keys count as fresh when the issuer does not say.'),
+      staleMs: milliseconds
+        .default(3_600_000)
+        .describe('How much longer known keys serve while the issuer is down.'),
+      cooldownMs: milliseconds
+        .min(1_000)
+        .default(30_000)
+        .describe('At most one fetch for unknown key ids in this time.'),
+      timeoutMs: milliseconds.min(1).default(5_000),
+      maxBytes: z.int().min(1_024).max(16_777_216).default(262_144),
+      maxKeys: z.int().min(1).max(1_000).default(100),
+    })
+    .prefault({}),
+  sessions: z
+    .strictObject({
+      graceMs: milliseconds
+        .default(30_000)
+        .describe('How long a running transaction may go on after its token expired.'),
+      drainTimeoutMs: milliseconds
+        .default(60_000)
+        .describe('How long busy sessions may go on after SIGTERM.'),
+    })
+    .prefault({}),
+  limits: z
+    .strictObject({
+      maxClients: z.int().min(1).default(10_000),
+      loginTimeoutMs: milliseconds
+        .min(100)
+        .default(10_000)
+        .describe('From accept to ReadyForQuery.'),
+      maxTokenBytes: z.int().min(256).max(65_530).default(16_384),
+      tokenCacheEntries: z
+        .int()
+        .min(0)
+        .default(10_000)
+        .describe('Verified tokens remembered; 0 turns the cache off.'),
+    })
+    .prefault({}),
+  log: z
+    .strictObject({ level: z.enum(['debug', 'info', 'warn', 'error', 'silent']).default('info') })
+    .prefault({}),
+});

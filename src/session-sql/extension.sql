@@ -1,0 +1,66 @@
+-- Session mode "pg_session_jwt": the identity is a token in the StartupMessage, which the extension of that name verifies.
+--
+-- Runs between portable.sql, whose roles and slots this mode uses as well, and auth.sql, in the same transaction and
+-- with their settings. Here auth.user_id(), auth.session() and so on are the extension's own functions, and
+-- pgjot.user_id() and its sisters read through it.
+--
+-- https://github.com/neondatabase/pg_session_jwt
+
+DO $extension$
+DECLARE
+  admin     constant name := current_setting('pgjot_install.admin');
+  oldest    constant int4[] := '{0,3,1}';      -- with 60 s of leeway; before 0.2 a client could skip the verification
+  installed text;
+  wrapper   regprocedure;
+BEGIN
+  SELECT extversion INTO installed FROM pg_extension WHERE extname = 'pg_session_jwt';
+  IF installed IS NULL THEN
+    IF NOT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'pg_session_jwt') THEN
+      RAISE EXCEPTION 'pgjot: this server does not have the extension pg_session_jwt' USING ERRCODE = '0A000',
+        HINT = 'Install its package there, or use "session": "portable", which needs no extension.';
+    END IF;
+    -- Those that mode portable installed are in its way. Not CASCADE: policies that name them are for people to move.
+    GRANT pgjot_owner TO CURRENT_USER;
+    SET LOCAL ROLE pgjot_owner;
+    FOR wrapper IN
+      SELECT p.oid FROM pg_proc p
+       WHERE p.pronamespace = to_regnamespace('auth') AND p.proowner = 'pgjot_owner'::regrole
+    LOOP
+      EXECUTE format('DROP FUNCTION %s', wrapper);
+    END LOOP;
+    PERFORM set_config('role', admin, true);
+    REVOKE pgjot_owner FROM CURRENT_USER;
+    CREATE EXTENSION pg_session_jwt;
+    SELECT extversion INTO installed FROM pg_extension WHERE extname = 'pg_session_jwt';
+    RAISE INFO 'created extension pg_session_jwt, version %', installed;
+  END IF;
+  IF substring(installed, '^\d+(?:\.\d+)*')::text IS NULL
+     OR string_to_array(substring(installed, '^\d+(?:\.\d+)*'), '.')::int4[] < oldest THEN
+    RAISE EXCEPTION 'pgjot: extension pg_session_jwt % is too old: % is needed', installed, array_to_string(oldest, '.')
+      USING ERRCODE = '0A000', HINT = 'ALTER EXTENSION pg_session_jwt UPDATE;';
+  END IF;
+END
+$extension$;
+
+GRANT pgjot_owner TO CURRENT_USER;
+SET LOCAL ROLE pgjot_owner;
+
+-- Stricter than the extension. Without a key that believes the setting request.jwt.claims, which any client can set;
+-- and it looks at "exp" once for each token and backend. Not SECURITY DEFINER: clients may call auth.session() anyway.
+CREATE OR REPLACE FUNCTION pgjot.claims() RETURNS jsonb
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED SECURITY INVOKER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  -- First, because it loads the library: only then is the setting below more than a placeholder that anybody may fill.
+  claims constant jsonb := auth.session();
+BEGIN
+  IF coalesce(current_setting('pg_session_jwt.jwk', true), '') = ''
+     OR jsonb_typeof(claims -> 'exp') IS DISTINCT FROM 'number'
+     OR (claims ->> 'exp')::float8 <= extract(epoch FROM clock_timestamp()) THEN
+    RETURN NULL;
+  END IF;
+  RETURN claims;
+END
+$$;
+
+SELECT set_config('role', current_setting('pgjot_install.admin'), true);
+REVOKE pgjot_owner FROM CURRENT_USER;
