@@ -74,6 +74,8 @@ export const ERRORS = {
   token_expired: row('28P01', 'FATAL', AUTH_FAILED, 401, 'info'),
   claims_rejected: row('28P01', 'FATAL', AUTH_FAILED, 401, 'info'),
   role_forbidden: row('28000', 'FATAL', 'role "{role}" is not permitted to log in', 403, 'warn'),
+  lookup_empty: row('28000', 'FATAL', 'no entry for this user in the database', 403, 'warn'),
+  lookup_failed: row('57P03', 'FATAL', 'could not look up the user at the moment', 503, 'error'),
   keys_unavailable: row('57P03', 'FATAL', 'cannot verify tokens at the moment', 503, 'error'),
   too_many_clients: row('53300', 'FATAL', 'sorry, too many clients already', 503, 'warn'),
   too_many_attempts: row('53400', 'FATAL', 'too many connection attempts', 429, 'warn'),
