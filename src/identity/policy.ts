@@ -3,12 +3,11 @@
  *
  * The client asks for a role and a database; the configuration and the token's claims must both grant them. Verifies no
  * token and opens no connection. A claim may grant a role that the configuration lists, never name one that it does not.
- *
- * https://www.rfc-editor.org/rfc/rfc6901 (the `roleClaim` pointer)
  */
 import type { Config, ProviderConfig, UpstreamConfig } from '../config.ts';
 import { printable, ProxyError } from '../errors.ts';
 import type { VerifiedToken } from './jwt.ts';
+import { resolvePointer } from './pointer.ts';
 
 /**
  * Who a session belongs to. Everything in it was signed by the issuer or granted by the configuration.
@@ -87,17 +86,6 @@ function isGrantedByClaim(
   if (roleClaim === undefined) return true;
   const granted = resolvePointer(claims, roleClaim);
   return granted === role || (Array.isArray(granted) && granted.includes(role));
-}
-
-/** Follows own members and array indexes alone: `/constructor/name` must not find what every object inherits (attack C7). */
-function resolvePointer(claims: unknown, pointer: string): unknown {
-  let value = claims;
-  for (const token of pointer.split('/').slice(1)) {
-    const name = token.replaceAll('~1', '/').replaceAll('~0', '~');
-    if (typeof value !== 'object' || value === null) return undefined;
-    value = own(value as Record<string, unknown>, name);
-  }
-  return value;
 }
 
 /** The upstream that has this database and this role. */
