@@ -97,6 +97,7 @@ export const ERRORS = {
     403,
     'error',
   ),
+  claims_too_large: row('54000', 'FATAL', 'the claims are too large for a session', 413, 'warn'),
   upstream_lost: row('08006', 'FATAL', UPSTREAM_CLOSED, 502, 'warn'),
   upstream_protocol: row('08006', 'FATAL', UPSTREAM_CLOSED, 502, 'error'),
   client_lost: row(undefined, 'nothing', 'the client went away', undefined, 'info'),

@@ -6,6 +6,7 @@
  *
  * https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-START-UP
  */
+import { Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { TLSSocket } from 'node:tls';
 import sasl from 'pg/lib/crypto/sasl.js';
@@ -21,7 +22,7 @@ import {
   Terminate,
 } from '../wire/frontend.ts';
 import { EndOfStream } from '../wire/read.ts';
-import { encodeStartupMessage } from '../wire/startup.ts';
+import { encodeStartupMessage, MAX_STARTUP_BYTES } from '../wire/startup.ts';
 import { KEEPALIVES, dial } from './dial.ts';
 
 /** Whom to log in as, and with which settings. */
@@ -33,7 +34,12 @@ export interface Credentials {
   readonly role: string;
   /** The client's own settings, as the startup firewall let them pass. */
   readonly parameters: ReadonlyMap<string, string>;
+  /** What the StartupMessage is to say of the identity; it may depend on the port that we come from. */
+  identity(localPort: number): Promise<StartupParameters>;
 }
+
+/** Startup parameters of our own, in order. */
+export type StartupParameters = readonly (readonly [name: string, value: string])[];
 
 /** A session that is logged in and idle. The caller owns `stream` and closes it. */
 export interface UpstreamConnection {
@@ -43,6 +49,8 @@ export interface UpstreamConnection {
   readonly secretKey: Buffer;
   /** ParameterStatus and NoticeResponse frames, as they came; what our own questions bring is added. */
   readonly greeting: Buffer[];
+  /** What its StartupMessage said of the identity; never logged. */
+  readonly identity: StartupParameters;
 }
 
 // Far above anything PostgreSQL sends before ReadyForQuery, far below what could hurt.
@@ -63,7 +71,7 @@ const AUTHENTICATION = {
  * Connects and logs in, within the upstream's `connectTimeoutMs`.
  *
  * @throws {ProxyError} upstream_unreachable, upstream_lost, upstream_protocol, upstream_login_rejected,
- *   session_setup_failed, or upstream_rejected holding the ErrorResponse that PostgreSQL sent.
+ *   session_setup_failed, claims_too_large, or upstream_rejected holding the ErrorResponse that PostgreSQL sent.
  */
 export async function connect(
   upstream: UpstreamConfig,
@@ -94,22 +102,33 @@ async function open(
 ): Promise<UpstreamConnection> {
   const stream = await dial(upstream, signal);
   try {
-    stream.write(
-      encodeStartupMessage([
-        ['user', credentials.user],
-        ['database', upstream.database],
-        ...KEEPALIVES,
-        ...credentials.parameters,
-        // Last, because PostgreSQL lets the last of two spellings of a setting win.
-        ['role', credentials.role],
-      ]),
-    );
-    return await logIn(stream, upstream, credentials, signal);
+    const identity = await credentials.identity(localPortOf(stream));
+    const packet = encodeStartupMessage([
+      ['user', credentials.user],
+      ['database', upstream.database],
+      ...KEEPALIVES,
+      ...credentials.parameters,
+      // Last, because PostgreSQL lets the last of two spellings of a setting win.
+      ['role', credentials.role],
+      ...identity,
+    ]);
+    // PostgreSQL would close the connection without a word.
+    if (packet.length - 4 > MAX_STARTUP_BYTES) {
+      const cause = new Error(`a startup packet of ${packet.length} bytes`);
+      throw new ProxyError('claims_too_large', { cause });
+    }
+    stream.write(packet);
+    return { ...(await logIn(stream, upstream, credentials, signal)), identity };
   } catch (error) {
     stream.destroy();
     signal.throwIfAborted();
     throw asProxyError(error);
   }
+}
+
+/** The port that we come from, as the server sees it where no address is translated on the way. */
+function localPortOf(stream: Duplex): number {
+  return stream instanceof Socket ? (stream.localPort ?? 0) : 0;
 }
 
 /** What a failed read or an impossible frame means for the one who waits for this upstream. */
@@ -125,7 +144,7 @@ async function logIn(
   upstream: UpstreamConfig,
   credentials: Credentials,
   signal: AbortSignal,
-): Promise<UpstreamConnection> {
+): Promise<Omit<UpstreamConnection, 'identity'>> {
   const authentication = new Authentication(stream, upstream, credentials);
   const greeting: Buffer[] = [];
   let key: { processId: number; secretKey: Buffer } | undefined;

@@ -32,14 +32,16 @@ export interface Control {
   lease(role: string, count: number): Promise<string[]>;
   /** Gives leases of this connection back, for other proxies to take. */
   giveBack(slots: readonly string[]): Promise<void>;
-  /** Puts the claims on a backend; `expiresAt` in ms since the epoch. */
-  bind(backend: Backend, claims: object, expiresAt: number): Promise<void>;
+  /** Puts the claims, which are JSON text, on a backend; `expiresAt` in ms since the epoch. */
+  bind(backend: Backend, claims: string, expiresAt: number): Promise<void>;
   /** Takes the claims off a backend; resolves with whether the backend still lives. */
   unbind(backend: Backend): Promise<boolean>;
   /** Ends a backend that nobody listens to any more and that no cancel ends. */
   terminate(backend: Backend): Promise<void>;
-  /** Whether a slot's role has settings of its own, which hold for whoever logs in with it next. */
-  hasSettings(slot: string): Promise<boolean>;
+  /** Whether a slot's role has settings of its own, which hold for whoever logs in with it next, or attributes that keep everybody out. */
+  isSpoilt(slot: string): Promise<boolean>;
+  /** Gives a slot what setup gave it; `verifier` is the SCRAM verifier of its password. */
+  heal(slot: string, verifier: string): Promise<void>;
   /** Removes what dead backends left behind. */
   sweep(): Promise<void>;
   /** Refuses further questions (`draining`), waits a while for those under way, and disconnects. Never throws. */
@@ -68,7 +70,7 @@ export function createControl(upstream: UpstreamConfig, path: string, onLoss: ()
     if (!closed) onLoss();
   };
 
-  const open = async (): Promise<pg.Client> => {
+  const logIn = async (): Promise<pg.Client> => {
     const socket = new Socket();
     const client = new pg.Client({
       host: upstream.host,
@@ -89,6 +91,11 @@ export function createControl(upstream: UpstreamConfig, path: string, onLoss: ()
     client.on('error', () => lost(client));
     client.on('end', () => lost(client));
     await client.connect();
+    return client;
+  };
+
+  const open = async (): Promise<pg.Client> => {
+    const client = await logIn();
     current = client;
     // What died with the last connection, or with the server: leases, and the identities of its backends.
     query(SWEEP, []).catch(() => {});
@@ -147,7 +154,7 @@ export function createControl(upstream: UpstreamConfig, path: string, onLoss: ()
       if (slots.length > 0) await query(GIVE_BACK, [slots]);
     },
     async bind({ pid, start }, claims, expiresAt) {
-      await query(BIND, [pid, start, JSON.stringify(claims), Math.floor(expiresAt)]);
+      await query(BIND, [pid, start, claims, Math.floor(expiresAt)]);
     },
     async unbind({ pid, start }) {
       const result = await query(UNBIND, [pid, start]);
@@ -156,9 +163,28 @@ export function createControl(upstream: UpstreamConfig, path: string, onLoss: ()
     async terminate({ pid, start }) {
       await query(TERMINATE, [pid, start]);
     },
-    async hasSettings(slot) {
-      const result = await query(HAS_SETTINGS, [slot]);
-      return (result.rows[0] as { found: boolean }).found;
+    async isSpoilt(slot) {
+      const result = await query(IS_SPOILT, [slot]);
+      return (result.rows[0] as { spoilt: boolean }).spoilt;
+    },
+    async heal(slot, verifier) {
+      if (closed) throw new ProxyError('draining');
+      // Over a login of its own: the one that is open may be older than a secret that setup has been given since, and
+      // would lock out whoever has the new one, slot by slot. Nor does any question have to wait for this one.
+      let client: pg.Client | undefined;
+      let healed: boolean;
+      try {
+        client = await logIn();
+        const result = await client.query({ ...HEAL, values: [slot, verifier] });
+        ({ healed } = result.rows[0] as { healed: boolean });
+      } catch (cause) {
+        throw asProxyError(cause);
+      } finally {
+        if (client !== undefined) await end(client);
+      }
+      if (healed) return;
+      const cause = new Error(`${slot} is no slot of this database that may log in`);
+      throw new ProxyError('upstream_login_rejected', { cause });
     },
     async sweep() {
       // Only for housekeeping: it must not be the reason to connect.
@@ -190,12 +216,15 @@ const GIVE_BACK: Statement = {
 const BIND: Statement = { name: 'pgjot_bind', text: 'select pgjot.bind($1, $2, $3, $4)' };
 const UNBIND: Statement = { name: 'pgjot_unbind', text: 'select pgjot.unbind($1, $2) as alive' };
 const TERMINATE: Statement = { name: 'pgjot_terminate', text: 'select pgjot.terminate($1, $2)' };
-const HAS_SETTINGS: Statement = {
-  name: 'pgjot_has_settings',
+const IS_SPOILT: Statement = {
+  name: 'pgjot_is_spoilt',
   text:
-    'select exists (select from pg_catalog.pg_db_role_setting s join pg_catalog.pg_roles r' +
-    ' on r.oid operator(pg_catalog.=) s.setrole where r.rolname operator(pg_catalog.=) $1::pg_catalog.name) as found',
+    'select exists (select from pg_catalog.pg_roles r where r.rolname operator(pg_catalog.=) $1::pg_catalog.name' +
+    ' and (r.rolconnlimit operator(pg_catalog.<>) 1' +
+    ' or r.rolvaliduntil operator(pg_catalog.<=) pg_catalog.now()' +
+    ' or exists (select from pg_catalog.pg_db_role_setting s where s.setrole operator(pg_catalog.=) r.oid))) as spoilt',
 };
+const HEAL: Statement = { name: 'pgjot_heal', text: 'select pgjot.heal($1, $2) as healed' };
 const SWEEP: Statement = { name: 'pgjot_sweep', text: 'select pgjot.sweep()' };
 
 /** What `promise` resolves with in this time; `undefined` when it fails or takes longer. Never throws. */

@@ -7,8 +7,8 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { ProxyError } from '../errors.ts';
 import { disconnect, UpstreamError, type UpstreamConnection } from './connect.ts';
-import type { Backend, Control } from './control.ts';
-import { hello } from './session.ts';
+import type { Control } from './control.ts';
+import { hello, type Hello } from './session.ts';
 import { QUARANTINE_MS, type Slot, type Slots } from './slots.ts';
 
 // A login that was given up half-way is over by then.
@@ -18,18 +18,13 @@ const REFUSED_MS = 500;
 const RETRY_MS = [50, 100, 200, 400, 500] as const;
 
 /** Logs in as a slot. */
-export type Opener = (
-  slot: string,
-  role: string,
-  parameters: ReadonlyMap<string, string>,
-  signal: AbortSignal,
-) => Promise<UpstreamConnection>;
+export type Opener = (slot: string, signal: AbortSignal) => Promise<UpstreamConnection>;
 
-/** A session that a slot has got into, and that nobody has an identity on yet. */
+/** A session that a slot has got into, and that is nobody's yet. */
 export interface Entered {
   readonly slot: Slot;
   readonly connection: UpstreamConnection;
-  readonly backend: Backend;
+  readonly backend: Hello;
 }
 
 /** What `enter` needs beside the slots. */
@@ -41,6 +36,8 @@ export interface Door {
   readonly onQuarantine: (slot: string, error: ProxyError) => void;
   /** When a slot was last let in, on the same clock: the secret and pg_hba.conf were right then. */
   readonly lastEntry: { at: number };
+  /** What mends slots, where the configuration lets the proxy do that. */
+  readonly healing: Healing | undefined;
 }
 
 /**
@@ -48,22 +45,17 @@ export interface Door {
  *
  * @throws {ProxyError} pool_timeout, upstream_login_rejected, and whatever another slot would not mend.
  */
-export async function enter(
-  slots: Slots,
-  role: string,
-  parameters: ReadonlyMap<string, string>,
-  door: Door,
-  signal: AbortSignal,
-): Promise<Entered> {
+export async function enter(slots: Slots, door: Door, signal: AbortSignal): Promise<Entered> {
   let refusal: ProxyError | undefined;
   let suspect: Refusal | undefined;
+  let refused = 0;
   try {
     for (;;) {
       const patienceMs = Math.max(door.deadline - performance.now(), 0);
       const slot = await slots.acquire(signal, patienceMs).catch((error: unknown) => {
         throw ProxyError.is(error, 'pool_timeout') ? (refusal ?? error) : error;
       });
-      const entry = await tryEntry(slot, role, parameters, door, signal);
+      const entry = await tryEntry(slot, door, signal);
       if (!('error' in entry)) return entry;
       const { fault, error } = entry;
       if (fault === undefined) {
@@ -75,9 +67,11 @@ export async function enter(
       refusal = new ProxyError(code, { cause: error.cause });
       if (fault === 'in use') slot.quarantine(IN_USE_MS);
       else if (fault === 'spoilt' || enteredLately(door)) condemn(entry, door);
-      else if (suspect === undefined) suspect = entry;
+      // Mending it needs the secret, too, so it also tells whether that is to blame.
+      else if (++refused === 1 && door.healing?.mayHelp(slot.name)) condemn(entry, door);
+      else if (refused === 1) suspect = entry;
       else {
-        for (const one of [suspect, entry]) one.slot.quarantine(REFUSED_MS);
+        for (const one of [suspect, entry]) one?.slot.quarantine(REFUSED_MS);
         suspect = undefined;
         throw noneIsLetIn(error);
       }
@@ -101,19 +95,14 @@ interface Refusal {
  */
 type Fault = 'spoilt' | 'refused' | 'in use';
 
-async function tryEntry(
-  slot: Slot,
-  role: string,
-  parameters: ReadonlyMap<string, string>,
-  door: Door,
-  signal: AbortSignal,
-): Promise<Entered | Refusal> {
+async function tryEntry(slot: Slot, door: Door, signal: AbortSignal): Promise<Entered | Refusal> {
   let connection: UpstreamConnection | undefined;
   let error: ProxyError | undefined;
   try {
-    connection = await door.open(slot.name, role, parameters, signal);
+    connection = await door.open(slot.name, signal);
     const backend = await hello(connection, signal);
     door.lastEntry.at = performance.now();
+    if (!backend.dirty) door.healing?.letIn(slot.name);
     if (!backend.dirty) return { slot, connection, backend };
   } catch (thrown) {
     error = ProxyError.from(thrown);
@@ -124,10 +113,11 @@ async function tryEntry(
   return { slot, error, fault: await faultOf(slot.name, error, door.control) };
 }
 
-/** Puts a slot aside that only an administrator can mend. */
+/** Puts a slot aside until it is mended, by us or by an administrator. */
 function condemn({ slot, error }: Refusal, door: Door): void {
-  slot.quarantine(QUARANTINE_MS);
+  const endQuarantine = slot.quarantine(QUARANTINE_MS);
   door.onQuarantine(slot.name, error);
+  door.healing?.mend(slot.name, endQuarantine);
 }
 
 function enteredLately(door: Door): boolean {

@@ -8,12 +8,14 @@ import type { Duplex } from 'node:stream';
 import { setTimeout as delay } from 'node:timers/promises';
 import { readSecret, type UpstreamConfig } from '../config.ts';
 import { ProxyError } from '../errors.ts';
+import type { Identity } from '../identity/policy.ts';
+import { chooseClaims } from '../identity/session-claims.ts';
 import { derivePassword } from '../session-sql/credentials.ts';
 import { cancelQuery, type CancelTarget } from './cancel.ts';
 import { connect, disconnect } from './connect.ts';
 import { createControl, type Control } from './control.ts';
 import { enter, withRetries, type Entered, type Opener } from './entry.ts';
-import { install, type SessionIdentity } from './session.ts';
+import { createSessionMode, type SessionIdentity } from './session.ts';
 import { createSlots, QUARANTINE_MS, type Slots } from './slots.ts';
 
 /** An upstream session that belongs to one client. */
@@ -38,10 +40,10 @@ export interface Pool {
    * A session with this identity on it, verified by the backend itself.
    *
    * @throws {ProxyError} pool_timeout, upstream_unreachable, upstream_login_rejected, upstream_rejected,
-   *   upstream_lost, upstream_protocol, session_setup_failed, or the signal's reason.
+   *   upstream_lost, upstream_protocol, session_setup_failed, claims_too_large, or the signal's reason.
    */
   acquire(
-    identity: SessionIdentity & { readonly role: string },
+    identity: Pick<Identity, 'role' | 'subject' | 'claims' | 'expiresAt'>,
     parameters: ReadonlyMap<string, string>,
     signal: AbortSignal,
   ): Promise<Lease>;
@@ -81,20 +83,30 @@ export function createPool(
   }, HOUSEKEEPING_MS);
   housekeeping.unref();
 
-  const open: Opener = (slot, role, parameters, signal) =>
-    connect(
-      upstream,
-      { user: slot, password: derivePassword(secret, slot), role, parameters },
-      signal,
-    );
-  const door = { open, control, onQuarantine, lastEntry: { at: Number.NEGATIVE_INFINITY } };
+  const mode = createSessionMode(upstream, secret, control);
+  const door = { control, onQuarantine, lastEntry: { at: Number.NEGATIVE_INFINITY } };
 
-  const admit: Pool['acquire'] = async (identity, parameters, signal) => {
-    const slots = slotsByRole.get(identity.role);
-    if (slots === undefined) throw new ProxyError('role_forbidden', { role: identity.role });
+  const admit: Pool['acquire'] = async (verified, parameters, signal) => {
+    const { role } = verified;
+    const slots = slotsByRole.get(role);
+    if (slots === undefined) throw new ProxyError('role_forbidden', { role });
+    const claims = chooseClaims(verified.claims, upstream.sessionClaims);
+    const identity: SessionIdentity = { ...verified, claims: { claims, lookup: undefined } };
+    const open: Opener = (slot, until) =>
+      connect(
+        upstream,
+        {
+          user: slot,
+          password: derivePassword(secret, slot),
+          role,
+          parameters,
+          identity: (localPort) => mode.startupParameters(identity, slot, localPort),
+        },
+        until,
+      );
     const deadline = performance.now() + upstream.acquireTimeoutMs;
     const { slot, connection, backend } = await withRetries(upstream.connectTimeoutMs, signal, () =>
-      enter(slots, identity.role, parameters, { ...door, deadline }, signal),
+      enter(slots, { ...door, open, deadline }, signal),
     );
     const { greeting, processId, secretKey } = connection;
     const cancelTarget = { upstream, processId, secretKey };
@@ -107,7 +119,7 @@ export function createPool(
       return released;
     };
     try {
-      await install(connection, backend, identity, identity.role, control, signal);
+      await mode.install(connection, backend, identity, signal);
     } catch (error) {
       void release(false);
       throw error;

@@ -1,43 +1,80 @@
 /**
- * Puts an identity on an upstream session and makes sure that SQL on that very backend sees it.
+ * What a session has to prove before it becomes somebody's, and the shape of the ways in which an identity reaches SQL.
  *
- * The identity is written over the control connection, where the client has no way to reach; on the
- * client's own backend we only ask questions, in constant SQL whose names and operators are all qualified.
+ * The ways are `portable.ts`, `pg-session-jwt.ts` and `replica.ts`. Whichever it is, in the end the backend itself says who
+ * its user is, and nothing has been asked of it that a client could have prepared an answer for.
  */
+import type { UpstreamConfig } from '../config.ts';
 import { ProxyError } from '../errors.ts';
-import { BACKEND, decodeDataRow, decodeErrorFields } from '../wire/backend.ts';
-import { readFrame, type Frame } from '../wire/frame.ts';
+import type { SessionClaims } from '../identity/session-claims.ts';
 import { encodeQuery } from '../wire/frontend.ts';
-import { EndOfStream } from '../wire/read.ts';
-import { UpstreamError, asProxyError, type UpstreamConnection } from './connect.ts';
+import { ask } from './ask.ts';
+import type { StartupParameters, UpstreamConnection } from './connect.ts';
 import type { Backend, Control } from './control.ts';
+import { createExtensionMode } from './pg-session-jwt.ts';
+import { createPortableMode } from './portable.ts';
+import { createReplicaMode } from './replica.ts';
 
 /** What a backend says of itself. */
 export interface Hello extends Backend {
   /** Its login role has settings of its own: its last user changed it (attack E11). */
   readonly dirty: boolean;
+  /** It belongs to a standby. */
+  readonly inRecovery: boolean;
 }
 
 /** Whom the session is to belong to; without a subject, to nobody. */
 export interface SessionIdentity {
+  /** The group role. */
+  readonly role: string;
   readonly subject: string | undefined;
-  readonly claims: Readonly<Record<string, unknown>>;
+  readonly claims: SessionClaims;
   /** When the session must be over, in ms since the epoch. */
   readonly expiresAt: number;
 }
 
-const MAX_ANSWER_BYTES = 65_536;
-const MAX_ANSWER_FRAMES = 256;
-const REPORTS: ReadonlySet<number> = new Set([BACKEND.ParameterStatus, BACKEND.NoticeResponse]);
-const PASSED_OVER: ReadonlySet<number> = new Set([
-  BACKEND.RowDescription,
-  BACKEND.CommandComplete,
-  BACKEND.NotificationResponse,
-]);
-const HELLO = encodeQuery('select h.pid, h.backend_start, h.dirty from pgjot.hello() as h');
-// In hexadecimal, because the client has chosen the encoding in which its backend answers.
-const USER_ID = encodeQuery(
-  "select pg_catalog.encode(pg_catalog.convert_to(pgjot.user_id(), 'UTF8'), 'hex')",
+/** A way for identities to reach SQL. */
+export interface SessionMode {
+  /**
+   * What the StartupMessage says of the identity, for one login as `slot` from `localPort`. It goes last into the packet,
+   * where nothing beats it, and RESET ALL and DISCARD ALL return to it.
+   */
+  startupParameters(
+    identity: SessionIdentity,
+    slot: string,
+    localPort: number,
+  ): Promise<StartupParameters>;
+  /**
+   * Puts on the backend what was not in its StartupMessage, then has the backend say who its user is.
+   *
+   * @throws {ProxyError} session_setup_failed when that is not the one who was verified; the caller drops the connection.
+   */
+  install(
+    connection: UpstreamConnection,
+    backend: Hello,
+    identity: SessionIdentity,
+    signal: AbortSignal,
+  ): Promise<void>;
+}
+
+/** The way that the upstream's configuration names; `secret` is the upstream's. */
+export function createSessionMode(
+  { session }: UpstreamConfig,
+  secret: string,
+  control: Control,
+): SessionMode {
+  switch (session) {
+    case 'portable':
+      return createPortableMode(control);
+    case 'pg_session_jwt':
+      return createExtensionMode();
+    case 'replica':
+      return createReplicaMode(secret);
+  }
+}
+
+const HELLO = encodeQuery(
+  'select h.pid, h.backend_start, h.dirty, h.in_recovery from pgjot.hello() as h',
 );
 
 /**
@@ -48,7 +85,7 @@ const USER_ID = encodeQuery(
  *   client itself has set came first; upstream_lost.
  */
 export async function hello(connection: UpstreamConnection, signal: AbortSignal): Promise<Hello> {
-  const [pid, start, dirty] = await ask(connection, HELLO, signal);
+  const [pid, start, dirty, inRecovery] = await ask(connection, HELLO, signal);
   if (Number(pid) !== connection.processId || start === undefined || start === null) {
     throw new ProxyError('upstream_protocol', {
       cause: new Error(
@@ -56,83 +93,10 @@ export async function hello(connection: UpstreamConnection, signal: AbortSignal)
       ),
     });
   }
-  return { pid: connection.processId, start, dirty: dirty !== 'f' };
-}
-
-/**
- * Binds the identity to the backend, then has the backend itself say who its user is.
- *
- * @throws {ProxyError} session_setup_failed when the two are not the same; the caller drops the connection.
- */
-export async function install(
-  connection: UpstreamConnection,
-  backend: Backend,
-  identity: SessionIdentity,
-  role: string,
-  control: Control,
-  signal: AbortSignal,
-): Promise<void> {
-  const { subject, claims, expiresAt } = identity;
-  // Nobody's session has no row: what an earlier backend with this pid left would not match it either.
-  if (subject !== undefined) await control.bind(backend, claims, expiresAt);
-  const [seen] = await ask(connection, USER_ID, signal);
-  const expected = subject === undefined ? null : Buffer.from(subject, 'utf8').toString('hex');
-  if (seen !== expected) {
-    throw new ProxyError(
-      'session_setup_failed',
-      { role },
-      {
-        cause: new Error('pgjot.user_id() is not the subject that was verified'),
-      },
-    );
-  }
-}
-
-/**
- * The one row of a constant query, in text. Leaves the connection idle at a frame boundary.
- *
- * What the server reports meanwhile (settings, notices) belongs to the client, so it joins the greeting.
- */
-async function ask(
-  { stream, greeting }: UpstreamConnection,
-  query: Buffer,
-  signal: AbortSignal,
-): Promise<(string | null)[]> {
-  stream.write(query);
-  let row: (string | null)[] | undefined;
-  let failure: Frame | undefined;
-  try {
-    for (let frames = 0; frames < MAX_ANSWER_FRAMES; frames++) {
-      const frame = await readFrame(stream, MAX_ANSWER_BYTES, signal);
-      if (frame.type === BACKEND.ReadyForQuery) {
-        if (failure !== undefined) throw failed(failure);
-        if (row === undefined) throw broken('no row where one was asked for');
-        return row;
-      }
-      if (frame.type === BACKEND.DataRow) row = decodeDataRow(frame.body);
-      else if (frame.type === BACKEND.ErrorResponse) failure = frame;
-      else if (REPORTS.has(frame.type)) greeting.push(frame.bytes);
-      else if (!PASSED_OVER.has(frame.type))
-        throw broken(`message type ${frame.type} in an answer`);
-    }
-    throw broken('the answer never ended');
-  } catch (error) {
-    signal.throwIfAborted();
-    // A FATAL one is followed by the end of the connection.
-    throw failure !== undefined && error instanceof EndOfStream
-      ? failed(failure)
-      : asProxyError(error);
-  }
-}
-
-/** What an ErrorResponse to a question of ours means: the client's own timeouts, and a shutdown, are for the client to read about. */
-function failed(frame: Frame): ProxyError {
-  const cause = new UpstreamError(decodeErrorFields(frame.body));
-  return /^(57014|57P0|25P0)/.test(cause.sqlstate)
-    ? new ProxyError('upstream_rejected', { cause, frame: frame.bytes })
-    : new ProxyError('upstream_protocol', { cause });
-}
-
-function broken(why: string): ProxyError {
-  return new ProxyError('upstream_protocol', { cause: new Error(why) });
+  return {
+    pid: connection.processId,
+    start,
+    dirty: dirty !== 'f',
+    inRecovery: inRecovery === 't',
+  };
 }

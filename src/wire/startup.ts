@@ -21,8 +21,8 @@ export const PROTOCOL_3_0 = 3 << 16;
 /** The newest minor version that we speak: 3.2, whose difference is a longer cancel key. */
 export const NEWEST_MINOR = 2;
 
-// MAX_STARTUP_PACKET_LENGTH in PostgreSQL's pqcomm.h; it counts the packet without its length word.
-const MAX_STARTUP_BYTES = 10_000;
+/** MAX_STARTUP_PACKET_LENGTH in PostgreSQL's pqcomm.h; it counts the packet without its length word. */
+export const MAX_STARTUP_BYTES = 10_000;
 const MIN_STARTUP_BYTES = 4;
 
 /** A startup packet: the code that its first word holds, and the rest. */

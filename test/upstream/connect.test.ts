@@ -58,6 +58,7 @@ async function attempt(
     password: PASSWORD,
     role: 'authenticated',
     parameters,
+    identity: async () => [],
   };
   try {
     const connection = await connect(fake.upstreamAt(server.port, overrides), credentials, signal);
@@ -475,6 +476,7 @@ test('nobody listens there: upstream_unreachable, and the message names no host'
     password: 'p',
     role: 'r',
     parameters: new Map<string, string>(),
+    identity: async () => [],
   };
   const connecting = connect(fake.upstreamAt(port), credentials, new AbortController().signal);
 

@@ -1,18 +1,32 @@
 /**
  * Putting an identity on a session: the backend itself must say that it is the one, and whose it is now.
  */
+import { compactVerify, decodeJwt, importJWK, type JWK } from 'jose';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { connect, type UpstreamConnection } from '../../src/upstream/connect.ts';
+import {
+  connect,
+  type Credentials,
+  type UpstreamConnection,
+} from '../../src/upstream/connect.ts';
 import type { ProxyError } from '../../src/errors.ts';
 import type { Control } from '../../src/upstream/control.ts';
-import { hello, install } from '../../src/upstream/session.ts';
+import { createExtensionMode } from '../../src/upstream/pg-session-jwt.ts';
+import { createPortableMode } from '../../src/upstream/portable.ts';
+import { createReplicaMode } from '../../src/upstream/replica.ts';
+import { hello, type SessionIdentity, type SessionMode } from '../../src/upstream/session.ts';
 import { encodeFrame, encodeInt32 } from '../../src/wire/frame.ts';
 import * as fake from '../support/fake-postgres.ts';
 import { nothingLeaked, openResources } from '../support/sockets.ts';
 
 const never = new AbortController().signal;
-const CREDENTIALS = { user: 'u', password: 'p', role: 'r', parameters: new Map<string, string>() };
-const BACKEND = { pid: 4_711, start: '1700000000000000' };
+const CREDENTIALS = {
+  user: 'u',
+  password: 'p',
+  role: 'r',
+  parameters: new Map<string, string>(),
+  identity: async () => [],
+};
+const BACKEND = { pid: 4_711, start: '1700000000000000', inRecovery: false };
 
 let before: ReturnType<typeof openResources>;
 beforeEach(() => {
@@ -39,13 +53,18 @@ function row(...columns: readonly (string | null)[]): Buffer {
 async function against(
   answer: readonly fake.Step[],
   run: (connection: UpstreamConnection) => Promise<unknown>,
+  identity: Credentials['identity'] = CREDENTIALS.identity,
 ): Promise<unknown> {
   await using server = await fake.startFakePostgres([
     ...fake.login('p'),
     fake.expectFrame('Q'),
     ...answer,
   ]);
-  const connection = await connect(fake.upstreamAt(server.port), CREDENTIALS, never);
+  const connection = await connect(
+    fake.upstreamAt(server.port),
+    { ...CREDENTIALS, identity },
+    never,
+  );
   try {
     return await run(connection);
   } catch (error) {
@@ -58,16 +77,16 @@ async function against(
 const answerOf = (...frames: readonly Buffer[]) => [fake.send(...frames, fake.ready)];
 
 describe('hello', () => {
-  test('is who logged in, since when, and whether its last user left it changed', async () => {
-    const clean = await against(answerOf(row('4711', '1700000000000000', 'f')), (one) =>
+  test('is who logged in, since when, whether its last user left it changed, and whether it is a standby', async () => {
+    const clean = await against(answerOf(row('4711', '1700000000000000', 'f', 'f')), (one) =>
       hello(one, never),
     );
-    const dirty = await against(answerOf(row('4711', '1700000000000000', 't')), (one) =>
+    const dirty = await against(answerOf(row('4711', '1700000000000000', 't', 't')), (one) =>
       hello(one, never),
     );
 
     expect(clean).toEqual({ ...BACKEND, dirty: false });
-    expect(dirty).toEqual({ ...BACKEND, dirty: true });
+    expect(dirty).toEqual({ ...BACKEND, dirty: true, inRecovery: true });
   });
 
   test.each<[string, readonly fake.Step[], string]>([
@@ -138,54 +157,86 @@ describe('hello', () => {
   });
 });
 
-describe('install', () => {
-  const identity = { subject: 'Zoë', claims: { sub: 'Zoë' }, expiresAt: 1_800_000_000_000 };
-  const hex = Buffer.from('Zoë').toString('hex');
+const hexOf = (text: string) => Buffer.from(text).toString('hex');
+const HEX = hexOf('Zoë');
+const IDENTITY: SessionIdentity = {
+  role: 'authenticated',
+  subject: 'Zoë',
+  claims: { claims: { sub: 'Zoë' }, lookup: undefined },
+  expiresAt: 1_800_000_000_000,
+};
+const NOBODY: SessionIdentity = {
+  ...IDENTITY,
+  subject: undefined,
+  claims: { claims: {}, lookup: undefined },
+};
+const STANDBY = { ...BACKEND, dirty: false, inRecovery: true };
+const PRIMARY = { ...BACKEND, dirty: false };
+const IMPOSTORS: readonly [string, string | null][] = [
+  ['somebody else', hexOf('Bob')],
+  ['the same letters composed in another way', hexOf('Zoe\u0308')],
+  ['more than the subject', `${HEX}00`],
+  ['nobody', null],
+  ['an empty subject', ''],
+];
+const FAILED = { code: 'session_setup_failed' };
 
-  /** A control connection that notes what it is asked. */
-  function control(): { bound: unknown[]; control: Control } {
-    const bound: unknown[] = [];
-    const unused = () => Promise.reject(new Error('not asked for'));
-    return {
-      bound,
-      control: {
-        bind: async (...given) => void bound.push(given),
-        lease: unused,
-        giveBack: unused,
-        unbind: unused,
-        terminate: unused,
-        hasSettings: unused,
-        sweep: unused,
-        close: unused,
-      },
-    };
-  }
+/** A control connection that notes what it is asked. */
+function control(): { bound: unknown[]; control: Control } {
+  const bound: unknown[] = [];
+  const unused = () => Promise.reject(new Error('not asked for'));
+  return {
+    bound,
+    control: {
+      bind: async (...given) => void bound.push(given),
+      lease: unused,
+      giveBack: unused,
+      unbind: unused,
+      terminate: unused,
+      hasSettings: unused,
+      sweep: unused,
+      close: unused,
+    },
+  };
+}
 
+/** Installs on a backend whose StartupMessage said what the mode wants, and that answers with these frames. */
+function installOn(
+  backend: typeof STANDBY,
+  mode: SessionMode,
+  identity: SessionIdentity,
+  answer: readonly fake.Step[],
+): Promise<unknown> {
+  return against(
+    answer,
+    (one) => mode.install(one, backend, identity, never),
+    (port) => mode.startupParameters(identity, 'pgjot_authenticated_1', port),
+  );
+}
+
+describe('mode portable', () => {
   test('binds the claims, then believes only what SQL on that backend sees', async () => {
     const { bound, control: by } = control();
 
-    const result = await against(answerOf(row(hex)), (one) =>
-      install(one, BACKEND, identity, 'authenticated', by, never),
-    );
+    const result = await installOn(PRIMARY, createPortableMode(by), IDENTITY, answerOf(row(HEX)));
 
     expect(result).toBeUndefined();
-    expect(bound).toEqual([[BACKEND, identity.claims, identity.expiresAt]]);
+    expect(bound).toEqual([[PRIMARY, '{"sub":"Zoë"}', IDENTITY.expiresAt]]);
   });
 
-  test.each([
-    ['somebody else', Buffer.from('Bob').toString('hex')],
-    ['the same letters composed in another way', Buffer.from('Zoe\u0308').toString('hex')],
-    ['more than the subject', `${hex}00`],
-    ['nobody', null],
-    ['an empty subject', ''],
-  ])('refuses a backend that sees %s', async (_, seen) => {
-    const { control: by } = control();
+  test.each(IMPOSTORS)('refuses a backend that sees %s', async (_, seen) => {
+    const mode = createPortableMode(control().control);
 
-    const result = await against(answerOf(row(seen)), (one) =>
-      install(one, BACKEND, identity, 'authenticated', by, never),
-    );
+    expect(await installOn(PRIMARY, mode, IDENTITY, answerOf(row(seen)))).toMatchObject(FAILED);
+  });
 
-    expect(result).toMatchObject({ code: 'session_setup_failed' });
+  test('binds nothing for nobody, and refuses a backend on which nobody is somebody', async () => {
+    const { bound, control: by } = control();
+    const mode = createPortableMode(by);
+
+    expect(await installOn(PRIMARY, mode, NOBODY, answerOf(row(null)))).toBeUndefined();
+    expect(await installOn(PRIMARY, mode, NOBODY, answerOf(row(HEX)))).toMatchObject(FAILED);
+    expect(bound).toEqual([]);
   });
 
   test('asks the backend nothing when the claims could not be bound', async () => {
@@ -194,11 +245,111 @@ describe('install', () => {
     await using server = await fake.startFakePostgres(fake.login('p'));
     const connection = await connect(fake.upstreamAt(server.port), CREDENTIALS, never);
 
-    await expect(install(connection, BACKEND, identity, 'authenticated', by, never)).rejects.toBe(
+    await expect(createPortableMode(by).install(connection, PRIMARY, IDENTITY, never)).rejects.toBe(
       failure,
     );
 
     expect(connection.stream.writableLength).toBe(0);
     connection.stream.destroy();
   });
+});
+
+describe('mode pg_session_jwt', () => {
+  const mode = createExtensionMode();
+
+  /** Installs on a backend that has this key, or the one that it was sent, and says that these are its users. */
+  async function installed(
+    identity: SessionIdentity,
+    users: readonly (string | null)[],
+    key?: string,
+  ): Promise<unknown> {
+    const sent = await mode.startupParameters(identity, 'pgjot_authenticated_1', 1);
+    return against(
+      answerOf(row('', key ?? sent[0]?.[1] ?? null, ...users)),
+      (one) => mode.install(one, PRIMARY, identity, never),
+      async () => sent,
+    );
+  }
+
+  test('has both the extension and pgjot say who the user is', async () => {
+    expect(await installed(IDENTITY, [HEX, HEX])).toBeUndefined();
+    expect(await installed(NOBODY, [null, null])).toBeUndefined();
+  });
+
+  test.each(IMPOSTORS)('refuses a backend on which either sees %s', async (_, seen) => {
+    expect(await installed(IDENTITY, [HEX, seen])).toMatchObject(FAILED);
+    expect(await installed(IDENTITY, [seen, HEX])).toMatchObject(FAILED);
+  });
+
+  test("refuses a backend that has a key of somebody else's, or none", async () => {
+    const [[, other] = []] = await mode.startupParameters(NOBODY, 'pgjot_authenticated_1', 1);
+
+    expect(await installed(IDENTITY, [HEX, HEX], other)).toMatchObject(FAILED);
+    expect(await installed(IDENTITY, [HEX, HEX], '')).toMatchObject(FAILED);
+  });
+
+  test('sends a key that it has never sent before, and a token with claims of our choosing', async () => {
+    const claims = { sub: 'Zoë', jti: 'theirs', nbf: 1.5, exp: 3, n: 1 };
+    const identity = { ...IDENTITY, claims: { claims, lookup: '{"tenant": 9007199254740993}' } };
+
+    const [[, jwk] = [], [, jwt] = []] = await mode.startupParameters(identity, 's', 1);
+    const [[, otherJwk] = [], [, otherJwt] = []] = await mode.startupParameters(identity, 's', 1);
+
+    const key = await importJWK(JSON.parse(jwk ?? '') as JWK, 'EdDSA');
+    const { payload } = await compactVerify(jwt ?? '', key);
+    expect(Buffer.from(payload).toString()).toBe(
+      `{"sub":"Zoë","jti":${String(decodeJwt(jwt ?? '').jti)},"exp":1800000000,"n":1,"lookup":{"tenant": 9007199254740993}}`,
+    );
+    expect(JSON.parse(jwk ?? '')).toEqual({ crv: 'Ed25519', x: expect.any(String), kty: 'OKP' });
+    expect(otherJwk).not.toBe(jwk);
+    expect(Number(decodeJwt(otherJwt ?? '').jti)).toBeGreaterThan(Number(decodeJwt(jwt ?? '').jti));
+  });
+});
+
+describe('mode replica', () => {
+  const mode = createReplicaMode('a-secret-for-tests-of-at-least-32-characters');
+
+  test('believes only what SQL on that standby sees', async () => {
+    expect(await installOn(STANDBY, mode, IDENTITY, answerOf(row(HEX)))).toBeUndefined();
+    expect(await installOn(STANDBY, mode, NOBODY, answerOf(row(null)))).toBeUndefined();
+  });
+
+  test.each(IMPOSTORS)('refuses a backend that sees %s', async (_, seen) => {
+    expect(await installOn(STANDBY, mode, IDENTITY, answerOf(row(seen)))).toMatchObject(FAILED);
+  });
+
+  test('refuses a server that is no standby, and portable one that is', async () => {
+    const result = await installOn(PRIMARY, mode, IDENTITY, answerOf(row(HEX)));
+    const portable = createPortableMode(control().control);
+
+    expect(result).toMatchObject(FAILED);
+    expect(await installOn(STANDBY, portable, IDENTITY, [])).toMatchObject(FAILED);
+  });
+
+  test('signs for one login role, one port and one moment', async () => {
+    const [[name, value] = []] = await mode.startupParameters(IDENTITY, 'pgjot_authenticated_1', 5);
+    const [signed = '', signature] = (value ?? '').split('.');
+
+    expect(name).toBe('pgjot.identity');
+    expect(JSON.parse(Buffer.from(signed, 'base64').toString())).toEqual({
+      slot: 'pgjot_authenticated_1',
+      port: 5,
+      iat: expect.closeTo(Date.now(), -4),
+      exp: IDENTITY.expiresAt,
+      claims: { sub: 'Zoë' },
+    });
+    expect(Buffer.from(signature ?? '', 'base64')).toHaveLength(32);
+    expect(await mode.startupParameters(NOBODY, 'pgjot_authenticated_1', 5)).toEqual([]);
+  });
+});
+
+test.each([
+  ['pg_session_jwt', createExtensionMode()],
+  ['replica', createReplicaMode('a-secret-for-tests-of-at-least-32-characters')],
+])('claims that do not fit into a startup packet are refused in mode %s', async (_, mode) => {
+  const claims = { claims: { sub: 'Zoë', groups: 'x'.repeat(9_900) }, lookup: undefined };
+
+  const connecting = installOn(STANDBY, mode, { ...IDENTITY, claims }, []);
+
+  await expect(connecting).rejects.toMatchObject({ code: 'claims_too_large' });
 });

@@ -1,0 +1,31 @@
+/**
+ * Session mode `portable`: the identity is a row that the control connection writes, where the client has no way to reach.
+ *
+ * Needs no extension. Survives whatever the client resets, and a later `bind` or `unbind` holds from the next statement on.
+ */
+import { encodeClaims } from '../identity/session-claims.ts';
+import { encodeQuery } from '../wire/frontend.ts';
+import { ask } from './ask.ts';
+import type { Control } from './control.ts';
+import { assertUser, setupFailed, USER_ID } from './self-check.ts';
+import type { SessionMode } from './session.ts';
+
+const QUESTION = encodeQuery(`select ${USER_ID}`);
+
+/** The mode, by way of this control connection. */
+export function createPortableMode(control: Control): SessionMode {
+  return {
+    startupParameters: async () => [],
+    async install(connection, backend, identity, signal) {
+      if (backend.inRecovery) {
+        throw setupFailed(identity.role, 'the server is a standby: it needs "session": "replica"');
+      }
+      // Nobody's session has no row: what an earlier backend with this pid left would not match it either.
+      if (identity.subject !== undefined) {
+        await control.bind(backend, encodeClaims(identity.claims), identity.expiresAt);
+      }
+      const [answer] = await ask(connection, QUESTION, signal);
+      assertUser(answer, identity, 'pgjot.user_id() is not the subject that was verified');
+    },
+  };
+}

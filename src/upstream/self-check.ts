@@ -1,0 +1,27 @@
+/**
+ * Compares what a backend says of its user with what the proxy has verified.
+ */
+import { ProxyError } from '../errors.ts';
+
+/** A question for the backend: who `pgjot.user_id()` says it is. In hexadecimal, because the client has chosen the encoding of answers. */
+export const USER_ID = "pg_catalog.encode(pg_catalog.convert_to(pgjot.user_id(), 'UTF8'), 'hex')";
+
+/**
+ * Accepts the answer to `USER_ID` when it is the subject, or NULL for nobody.
+ *
+ * @param otherwise the likely reason, for the log.
+ * @throws {ProxyError} session_setup_failed
+ */
+export function assertUser(
+  answer: string | null | undefined,
+  { subject, role }: { readonly subject: string | undefined; readonly role: string },
+  otherwise: string,
+): void {
+  const expected = subject === undefined ? null : Buffer.from(subject, 'utf8').toString('hex');
+  if (answer !== expected) throw setupFailed(role, otherwise);
+}
+
+/** The refusal of a session whose identity did not arrive; `why` is for the log. */
+export function setupFailed(role: string, why: string): ProxyError {
+  return new ProxyError('session_setup_failed', { role }, { cause: new Error(why) });
+}
