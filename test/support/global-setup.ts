@@ -59,13 +59,13 @@ export async function setup(project: TestProject): Promise<() => Promise<void>> 
     const extensions = await availableExtensions(cluster, account);
     templates.push({ major, binaries: folder, dataDir, password, extensions });
   };
+  const { versions = 'oldest' } = project.getProvidedContext() as { versions?: Versions };
   try {
     // Those that $PGJOT_POSTGRES_BIN names, as $PATH does, come first: they may carry an extension.
     const named = process.env['PGJOT_POSTGRES_BIN'] ?? '';
     for (const folder of named.split(delimiter)) if (folder !== '') await add(folder);
     await add(installedBinaries());
     const present = templates.map(({ major }) => major);
-    const { versions = 'oldest' } = project.getProvidedContext() as { versions?: Versions };
     for (const folder of await packagedBinaries(versions, present)) await add(folder);
   } catch (error) {
     await remove();
@@ -74,6 +74,7 @@ export async function setup(project: TestProject): Promise<() => Promise<void>> 
   templates.sort((a, b) => b.major - a.major);
   tellWhatIsMissing(templates);
   project.provide('templates', templates);
+  project.provide('versions', versions);
   return remove;
 }
 

@@ -29,6 +29,11 @@ export function postgresVersions(): number[] {
   return inject('templates').map(({ major }) => major);
 }
 
+/** Whether this run is about the versions: it has all of them, and time for each. */
+export function isVersionsRun(): boolean {
+  return inject('versions') === 'all';
+}
+
 /** The older of the versions, or undefined (then the run has said why): `describe.skipIf(olderPostgres() === undefined)`. */
 export function olderPostgres(): number | undefined {
   return postgresVersions().slice(1).at(-1);
@@ -99,15 +104,24 @@ export async function connectAsSuperuser(
   return client;
 }
 
+/** Lets `work` use a superuser's connection, which is closed when it is done. */
+export async function withSuperuser<T>(
+  server: PostgresServer,
+  work: (client: Client) => Promise<T>,
+  database?: string,
+): Promise<T> {
+  const client = await connectAsSuperuser(server, database);
+  try {
+    return await work(client);
+  } finally {
+    await client.end();
+  }
+}
+
 /** Makes an empty database, under a name that no other test uses, and returns the name. */
 export async function createDatabase(server: PostgresServer): Promise<string> {
   const name = `test_${randomBytes(6).toString('hex')}`;
-  const admin = await connectAsSuperuser(server);
-  try {
-    await admin.query(`CREATE DATABASE ${name}`);
-  } finally {
-    await admin.end();
-  }
+  await withSuperuser(server, (admin) => admin.query(`CREATE DATABASE ${name}`));
   return name;
 }
 

@@ -1,5 +1,7 @@
 /**
  * The whole house for an end-to-end test: a real PostgreSQL with the demo table, an issuer, and the proxy before them.
+ *
+ * In session mode `replica` the proxy stands before a standby, and a primary with the same tables behind that.
  */
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -11,16 +13,29 @@ import { createProxy, parseConfig, type ConfigInput, type Proxy } from '../../sr
 import { install, installDemo } from '../../src/session-sql/install.ts';
 import { createAuthority, type Authority } from './certificate.ts';
 import { startIssuer, type Issuer, type MintOptions } from './issuer.ts';
-import { connectAsSuperuser, startTestPostgres, type TestPostgresOptions } from './postgres.ts';
+import {
+  startTestPostgres,
+  type TestPostgres,
+  type TestPostgresOptions,
+  withSuperuser,
+} from './postgres.ts';
+import { startStandby, type Standby } from './standby.ts';
 
 /** The one secret of a test's upstream. */
 export const SECRET = 'a-secret-for-tests-of-at-least-32-characters';
 
+/** How the identity reaches SQL. */
+export type SessionMode = 'portable' | 'pg_session_jwt' | 'replica';
+
 /** How a stack differs from the plainest one. */
 export interface StackOptions
   extends Pick<TestPostgresOptions, 'version' | 'settings' | 'files' | 'onLog'> {
+  /** Default: `portable`. */
+  readonly session?: SessionMode;
   /** Clients must use TLS. Default: plaintext on loopback. */
   readonly tls?: boolean;
+  /** The proxy uses TLS to PostgreSQL, and verifies whom it speaks to. Default: plaintext on loopback. */
+  readonly upstreamTls?: boolean;
   /** Slots of the role `authenticated`. Default 20. */
   readonly slots?: number;
   readonly limits?: ConfigInput['limits'];
@@ -40,15 +55,22 @@ export interface Stack extends AsyncDisposable {
   readonly database: 'app';
   readonly proxy: Proxy;
   readonly issuer: Issuer;
-  readonly postgres: Awaited<ReturnType<typeof startTestPostgres>>;
+  /** The server that clients end up on; in mode `replica`, the standby. */
+  readonly postgres: TestPostgres;
+  /** The server that takes writes. The same, but for mode `replica`. */
+  readonly primary: TestPostgres;
+  /** In mode `replica`, the same as `postgres`. */
+  readonly standby: Standby | undefined;
   /** The authority that signed the proxy's certificate. */
   readonly authority: Authority;
-  /** How to reach PostgreSQL itself, as superuser, in database `app`. */
+  /** How to reach `postgres` itself, as superuser, in database `app`. */
   readonly admin: pg.ClientConfig;
   /** The configuration the proxy runs with, as written. */
   readonly config: ConfigInput;
   /** Every line that the proxy has logged. */
   readonly logs: string[];
+  /** Runs SQL as superuser in database `app` of the primary; when it resolves, clients see what it did. */
+  change(sql: string): Promise<void>;
   /** A good token for `sub`. */
   token(
     sub: string,
@@ -64,40 +86,48 @@ export interface Stack extends AsyncDisposable {
   close(): Promise<void>;
 }
 
-/** Starts everything; about a second. */
+/** Starts everything; about a second, two with a standby. What was started before something failed is stopped again. */
 export async function startStack(options: StackOptions = {}): Promise<Stack> {
-  const { version, settings, files, onLog } = options;
-  const postgres = await startTestPostgres({
-    ...(version !== undefined && { version }),
-    ...(settings !== undefined && { settings }),
-    ...(files !== undefined && { files }),
-    ...(onLog !== undefined && { onLog }),
-  });
-  const folder = await mkdtemp(join(tmpdir(), 'pgjot-stack-'));
-  const issuer = await startIssuer();
-  const authority = createAuthority();
-  const roles = { authenticated: { slots: options.slots ?? 20 }, ...options.roles };
-  await prepareDatabase(postgres, roles);
-  const config = await writeConfig(folder, postgres.port, issuer, authority, roles, options);
-
-  const logs: string[] = [];
-  const sink = new Writable({
-    write(chunk: Buffer, _, next) {
-      logs.push(...chunk.toString().trimEnd().split('\n'));
-      next();
-    },
-  });
-  const proxy = createProxy(parseConfig(config), {
-    logger: pino({ level: 'debug', base: null }, sink),
-  });
-  const { host, port } = await proxy.start();
-  const close = async () => {
-    await proxy.close();
-    await issuer.close();
-    await postgres.stop();
-    await rm(folder, { recursive: true, force: true });
+  const closers: (() => Promise<unknown>)[] = [];
+  const close = async (): Promise<void> => {
+    const last = closers.pop();
+    if (last === undefined) return;
+    try {
+      await last();
+    } finally {
+      await close();
+    }
   };
-  const admin = { ...postgres.superuser, database: 'app' };
+  try {
+    return await build(options, closers, close);
+  } catch (error) {
+    await close();
+    throw error;
+  }
+}
+
+/** Pushes to `closers` what ends each part, as soon as it has begun. */
+async function build(
+  options: StackOptions,
+  closers: (() => Promise<unknown>)[],
+  close: () => Promise<void>,
+): Promise<Stack> {
+  const roles = { authenticated: { slots: options.slots ?? 20 }, ...options.roles };
+  const authority = createAuthority();
+  const { primary, standby } = await startServers(options, roles, authority, closers);
+  const postgres = standby ?? primary;
+  const folder = await mkdtemp(join(tmpdir(), 'pgjot-stack-'));
+  closers.push(() => rm(folder, { recursive: true, force: true }));
+  const issuer = await startIssuer();
+  closers.push(() => issuer.close());
+  const config = await writeConfig(folder, postgres.port, issuer, authority, roles, options);
+  const logs: string[] = [];
+  const proxy = createProxy(parseConfig(config), {
+    logger: pino({ level: 'debug', base: null }, collector(logs)),
+  });
+  closers.push(() => proxy.close());
+  const { host, port } = await proxy.start();
+
   const token: Stack['token'] = async (sub, claims = {}, mint = {}) =>
     issuer.mint({ sub, ...claims }, mint);
   const as: Stack['as'] = (sub, claims) => ({
@@ -115,12 +145,18 @@ export async function startStack(options: StackOptions = {}): Promise<Stack> {
     proxy,
     issuer,
     postgres,
+    primary,
+    standby,
     authority,
-    admin,
     config,
     logs,
     token,
     as,
+    admin: { ...postgres.superuser, database: 'app' },
+    async change(sql) {
+      await withSuperuser(primary, (client) => client.query(sql), 'app');
+      await standby?.caughtUp();
+    },
     async connect(sub, overrides = {}) {
       const client = new pg.Client({ ...as(sub), ...overrides });
       client.on('error', () => {});
@@ -135,6 +171,16 @@ export async function startStack(options: StackOptions = {}): Promise<Stack> {
     close,
     [Symbol.asyncDispose]: close,
   };
+}
+
+/** A stream that adds every line written to it to `lines`. */
+function collector(lines: string[]): Writable {
+  return new Writable({
+    write(chunk: Buffer, _, next) {
+      lines.push(...chunk.toString().trimEnd().split('\n'));
+      next();
+    },
+  });
 }
 
 /** Resolves with the first value of `probe` that is neither undefined nor false; fails after `ms`. */
@@ -153,17 +199,46 @@ export async function until<T>(
 
 type Roles = NonNullable<StackOptions['roles']>;
 
-async function prepareDatabase(postgres: Stack['postgres'], roles: Roles): Promise<void> {
-  const superuser = await connectAsSuperuser(postgres);
-  await superuser.query('create database app');
-  await superuser.end();
-  const admin = await connectAsSuperuser(postgres, 'app');
-  try {
-    await install(admin, { secret: SECRET, roles });
+async function startServers(
+  options: StackOptions,
+  roles: Roles,
+  authority: Authority,
+  closers: (() => Promise<unknown>)[],
+): Promise<{ primary: TestPostgres; standby: Standby | undefined }> {
+  const { session = 'portable', version, onLog } = options;
+  const { cert, key } = authority.issue();
+  const certificate = options.upstreamTls ? { 'server.crt': cert, 'server.key': key } : {};
+  const both = {
+    settings: { ...(options.upstreamTls && { ssl: 'on' }), ...options.settings },
+    ...(onLog !== undefined && { onLog }),
+  };
+  const primary = await startTestPostgres({
+    ...both,
+    ...(version !== undefined && { version }),
+    files: { ...certificate, ...options.files },
+  });
+  closers.push(() => primary.stop());
+  await prepareDatabase(primary, session, roles);
+  if (session !== 'replica') return { primary, standby: undefined };
+  const standby = await startStandby(primary, both);
+  closers.push(() => standby.stop());
+  return { primary, standby };
+}
+
+async function prepareDatabase(
+  postgres: TestPostgres,
+  session: SessionMode,
+  roles: Roles,
+): Promise<void> {
+  await withSuperuser(postgres, (superuser) => superuser.query('create database app'));
+  const replicas = session === 'replica';
+  const work = async (admin: pg.Client) => {
+    // A standby has what its primary has.
+    const installed = replicas ? 'portable' : session;
+    await install(admin, { secret: SECRET, roles, session: installed, replicas });
     await installDemo(admin);
-  } finally {
-    await admin.end();
-  }
+  };
+  await withSuperuser(postgres, work, 'app');
 }
 
 async function writeConfig(
@@ -175,11 +250,15 @@ async function writeConfig(
   options: StackOptions,
 ): Promise<ConfigInput> {
   const { cert, key } = authority.issue();
-  const [certFile, keyFile, secretFile] = ['server.crt', 'server.key', 'secret'].map((name) =>
-    join(folder, name),
-  ) as [string, string, string];
+  const [certFile, keyFile, caFile, secretFile] = [
+    'server.crt',
+    'server.key',
+    'ca.crt',
+    'secret',
+  ].map((name) => join(folder, name)) as [string, string, string, string];
   await writeFile(certFile, cert);
   await writeFile(keyFile, key, { mode: 0o600 });
+  await writeFile(caFile, authority.ca);
   await writeFile(secretFile, SECRET, { mode: 0o600 });
   return {
     listen: { port: 0, tls: options.tls ? { mode: 'require', certFile, keyFile } : {} },
@@ -189,6 +268,8 @@ async function writeConfig(
         host: '127.0.0.1',
         port,
         database: 'app',
+        session: options.session ?? 'portable',
+        ...(options.upstreamTls && { tls: { mode: 'verify-full', caFile } }),
         secret: { file: secretFile },
         roles: { ...roles },
         ...options.upstream,

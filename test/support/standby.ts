@@ -8,17 +8,16 @@
 import { readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import type { Client } from 'pg';
 import { serverAccount } from '../../src/cli/dev/account.ts';
 import { runnableBinaries } from '../../src/cli/dev/binaries.ts';
 import { prepareCluster } from '../../src/cli/dev/cluster.ts';
 import { startPostgres, type PostgresServer } from '../../src/cli/dev/postgres.ts';
 import {
   binariesOf,
-  connectAsSuperuser,
   inTemporaryFolder,
   type TestPostgres,
   type TestPostgresOptions,
+  withSuperuser,
 } from './postgres.ts';
 
 /** A standby, or what was one before `promote()`. */
@@ -138,15 +137,6 @@ async function caughtUp(primary: PostgresServer, standby: PostgresServer): Promi
       await delay(5);
     }
   });
-}
-
-async function withSuperuser<T>(server: PostgresServer, work: (client: Client) => Promise<T>) {
-  const client = await connectAsSuperuser(server);
-  try {
-    return await work(client);
-  } finally {
-    await client.end();
-  }
 }
 
 // The password is base64url: nothing to quote.
