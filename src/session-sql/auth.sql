@@ -41,8 +41,6 @@ BEGIN
     IF EXISTS (SELECT FROM pg_proc p
                 WHERE p.pronamespace = 'auth'::regnamespace AND p.proname = wrapper.name AND p.pronargs = 0
                   AND p.proowner <> 'pgjot_owner'::regrole) THEN
-      -- In that mode the extension's functions are the ones that policies shall name.
-      CONTINUE WHEN current_setting('pgjot_install.mode') = 'pg_session_jwt';
       RAISE WARNING 'pgjot: function auth.%() belongs to another role and stays as it is; use pgjot.%() in policies',
         wrapper.name, wrapper.name;
       CONTINUE;
@@ -64,27 +62,3 @@ END
 $auth$;
 
 REVOKE pgjot_owner FROM CURRENT_USER;
-
-DO $report$
-DECLARE
-  installed constant text  := current_setting('pgjot_install.installed');
-  ours      constant text  := current_setting('pgjot_install.version');
-  before    constant jsonb := current_setting('pgjot_install.functions')::jsonb;
-  changed   text;
-BEGIN
-  IF installed = '' THEN
-    RAISE INFO 'installed the session functions, version %', ours;
-  ELSIF installed <> ours THEN
-    RAISE INFO 'upgraded the session functions from version % to %', installed, ours;
-  ELSE
-    FOR changed IN
-      SELECT f.key FROM jsonb_each_text(pg_temp.our_functions()) f
-       WHERE f.value IS DISTINCT FROM before ->> f.key ORDER BY f.key
-    LOOP
-      RAISE INFO 'installed function % anew', changed;
-    END LOOP;
-  END IF;
-END
-$report$;
-
-DROP FUNCTION pg_temp.our_functions();

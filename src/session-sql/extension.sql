@@ -1,7 +1,7 @@
 -- Session mode "pg_session_jwt": the identity is a token in the StartupMessage, which the extension of that name verifies.
 --
--- Runs between portable.sql, whose roles and slots this mode uses as well, and auth.sql, in the same transaction and
--- with their settings. Here auth.user_id(), auth.session() and so on are the extension's own functions, and
+-- Runs after portable.sql, whose roles and slots this mode uses as well, in the same transaction and with its settings,
+-- and in the place of auth.sql: here auth.user_id(), auth.session() and so on are the extension's own functions, and
 -- pgjot.user_id() and its sisters read through it.
 --
 -- https://github.com/neondatabase/pg_session_jwt
@@ -9,9 +9,10 @@
 DO $extension$
 DECLARE
   admin     constant name := current_setting('pgjot_install.admin');
-  oldest    constant int4[] := '{0,3,1}';      -- with 60 s of leeway; before 0.2 a client could skip the verification
+  oldest    constant int4[] := '{0,4,0}';      -- the first with auth.uid() and auth.jwt()
   installed text;
   wrapper   regprocedure;
+  grantee   name;
 BEGIN
   SELECT extversion INTO installed FROM pg_extension WHERE extname = 'pg_session_jwt';
   IF installed IS NULL THEN
@@ -19,26 +20,40 @@ BEGIN
       RAISE EXCEPTION 'pgjot: this server does not have the extension pg_session_jwt' USING ERRCODE = '0A000',
         HINT = 'Install its package there, or use "session": "portable", which needs no extension.';
     END IF;
-    -- Those that mode portable installed are in its way. Not CASCADE: policies that name them are for people to move.
-    GRANT pgjot_owner TO CURRENT_USER;
-    SET LOCAL ROLE pgjot_owner;
-    FOR wrapper IN
-      SELECT p.oid FROM pg_proc p
-       WHERE p.pronamespace = to_regnamespace('auth') AND p.proowner = 'pgjot_owner'::regrole
-    LOOP
-      EXECUTE format('DROP FUNCTION %s', wrapper);
-    END LOOP;
-    PERFORM set_config('role', admin, true);
-    REVOKE pgjot_owner FROM CURRENT_USER;
+    -- It makes schema auth and takes none that is there. Ours goes; not by CASCADE, because policies that name its
+    -- functions are for people to move.
+    IF EXISTS (SELECT FROM pg_namespace WHERE nspname = 'auth' AND nspowner = 'pgjot_owner'::regrole) THEN
+      GRANT pgjot_owner TO CURRENT_USER;
+      SET LOCAL ROLE pgjot_owner;
+      FOR wrapper IN
+        SELECT p.oid FROM pg_proc p
+         WHERE p.pronamespace = 'auth'::regnamespace AND p.proowner = 'pgjot_owner'::regrole
+      LOOP
+        EXECUTE format('DROP FUNCTION %s', wrapper);
+      END LOOP;
+      DROP SCHEMA auth;
+      PERFORM set_config('role', admin, true);
+      REVOKE pgjot_owner FROM CURRENT_USER;
+    END IF;
     CREATE EXTENSION pg_session_jwt;
     SELECT extversion INTO installed FROM pg_extension WHERE extname = 'pg_session_jwt';
     RAISE INFO 'created extension pg_session_jwt, version %', installed;
   END IF;
-  IF substring(installed, '^\d+(?:\.\d+)*')::text IS NULL
-     OR string_to_array(substring(installed, '^\d+(?:\.\d+)*'), '.')::int4[] < oldest THEN
+  IF coalesce(string_to_array(substring(installed, '^\d{1,9}(?:\.\d{1,9})*'), '.')::int4[] < oldest, true) THEN
     RAISE EXCEPTION 'pgjot: extension pg_session_jwt % is too old: % is needed', installed, array_to_string(oldest, '.')
       USING ERRCODE = '0A000', HINT = 'ALTER EXTENSION pg_session_jwt UPDATE;';
   END IF;
+
+  -- Whoever creates the extension, its schema belongs to the superuser who installed PostgreSQL.
+  IF NOT has_schema_privilege(admin, 'auth', 'USAGE WITH GRANT OPTION') THEN
+    RAISE EXCEPTION 'pgjot: role "%" may not let clients use schema "auth" of the extension', admin USING ERRCODE = '42501',
+      HINT = format('As a superuser: CREATE EXTENSION IF NOT EXISTS pg_session_jwt; GRANT USAGE ON SCHEMA auth TO %I WITH GRANT OPTION; then run this again.', admin);
+  END IF;
+  FOR grantee IN SELECT role FROM pgjot.slot_group LOOP
+    IF NOT has_schema_privilege(grantee, 'auth', 'USAGE') THEN
+      EXECUTE format('GRANT USAGE ON SCHEMA auth TO %I', grantee);
+    END IF;
+  END LOOP;
 END
 $extension$;
 

@@ -36,7 +36,8 @@ GRANT SELECT ON pgjot.slot TO pgjot_healer;
 SET LOCAL ROLE pgjot_healer;
 
 -- Gives a slot its password, attributes and settings back, as setup would. p_verifier is the SCRAM verifier of its
--- password. Live sessions of the slot go on. Returns whether there is such a slot.
+-- password. Live sessions of the slot go on. Returns whether there is such a slot; one that may not log in is none: no
+-- user can do that, but setup retires slots so, and an administrator may have meant it.
 CREATE OR REPLACE FUNCTION pgjot.heal(p_slot name, p_verifier text) RETURNS bool
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -52,12 +53,12 @@ BEGIN
   END IF;
   SELECT r.oid INTO slot_oid
     FROM pgjot.slot t JOIN pg_roles r ON r.rolname = t.slot
-   WHERE t.slot = p_slot;
+   WHERE t.slot = p_slot AND r.rolcanlogin;
   IF NOT FOUND THEN
     RETURN false;
   END IF;
 
-  EXECUTE format('ALTER ROLE %I LOGIN INHERIT CONNECTION LIMIT 1 PASSWORD %L VALID UNTIL ''infinity''', p_slot, p_verifier);
+  EXECUTE format('ALTER ROLE %I INHERIT CONNECTION LIMIT 1 PASSWORD %L VALID UNTIL ''infinity''', p_slot, p_verifier);
   FOR scope IN
     SELECT coalesce(' IN DATABASE ' || quote_ident(d.datname), '')
       FROM pg_db_role_setting s LEFT JOIN pg_database d ON d.oid = s.setdatabase

@@ -164,7 +164,6 @@ async function installScript(options: InstallOptions): Promise<Script> {
       'pgjot_install.control': await verifierOf(CONTROL_ROLE),
       'pgjot_install.slots': JSON.stringify(planned),
       'pgjot_install.lookup': options.lookup ? await verifierOf(LOOKUP_ROLE) : '',
-      'pgjot_install.mode': session,
       ...(grants.length > 0 && {
         'pgjot_install.grants': JSON.stringify(grants),
         'pgjot_install.force_rls': String(forceRls),
@@ -178,8 +177,8 @@ async function installScript(options: InstallOptions): Promise<Script> {
     files: [
       'portable.sql',
       options.healSlots ? 'heal.sql' : 'no-heal.sql',
-      ...(session === 'pg_session_jwt' ? ['extension.sql'] : []),
-      'auth.sql',
+      session === 'portable' ? 'auth.sql' : 'extension.sql',
+      'report.sql',
       ...(grants.length > 0 ? ['grants.sql'] : []),
     ],
   };
