@@ -553,13 +553,15 @@ BEGIN
 END
 $$;
 
--- On a standby: the claims that the proxy signed for this very backend and put into its StartupMessage, to which
--- RESET ALL and DISCARD ALL return; or NULL. The setting is
+-- On a standby: the claims that the proxy signed for this very backend, or NULL. The setting is
 --
---   base64({"slot", "port", "iat", "exp", "claims"}) "." base64(HMAC-SHA-256 of what is before the dot)
+--   base64(JSON) "." base64(HMAC-SHA-256 of what is before the dot)
 --
--- with times in milliseconds since 1970. The client can read it and set it, and gains nothing: any other value has
--- no valid signature, or was signed for another login role, another port, or a backend of another minute.
+--   {"slot", "port", "iat", "exp", "claims"}    in the StartupMessage, to which RESET ALL and DISCARD ALL return
+--   {"slot", "pid", "start", "exp", "claims"}   set before the client speaks, where a translated address hides the port
+--
+-- with "iat" and "exp" in milliseconds since 1970. The client can read it and set it, and gains nothing: any other value
+-- has no valid signature, or was signed for another login role, another port, a backend of another minute, another backend.
 CREATE OR REPLACE FUNCTION pgjot.signed_claims() RETURNS jsonb
 LANGUAGE plpgsql STABLE PARALLEL RESTRICTED SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -587,10 +589,13 @@ BEGIN
 
   identity := convert_from(decode(signed, 'base64'), 'UTF8')::jsonb;
   IF identity ->> 'slot' = session_user
-     AND (identity ->> 'port')::int4 = inet_client_port()
      AND (identity ->> 'exp')::int8 > extract(epoch FROM clock_timestamp()) * 1000
      AND EXISTS (SELECT FROM pgjot.backends(pg_backend_pid()) b
-                  WHERE abs(b.started / 1000 - (identity ->> 'iat')::int8) <= 60000) THEN
+                  WHERE CASE WHEN identity ? 'start'
+                             THEN (identity ->> 'pid')::int4 = b.pid AND (identity ->> 'start')::int8 = b.started
+                             ELSE (identity ->> 'port')::int4 = inet_client_port()
+                                  AND abs(b.started / 1000 - (identity ->> 'iat')::int8) <= 60000
+                        END) THEN
     RETURN identity -> 'claims';
   END IF;
   RETURN NULL;
@@ -813,4 +818,3 @@ $verify$;
 
 SELECT set_config('role', current_setting('pgjot_install.admin'), true);
 REVOKE pgjot_owner FROM CURRENT_USER;
-DROP FUNCTION pg_temp.wanted_slots();

@@ -1,7 +1,7 @@
 /**
  * Asks a client's backend a question of ours before the client may speak.
  *
- * Constant SQL whose names and operators are all qualified, in the simple protocol; whatever a value is, it never goes in.
+ * Constant SQL whose names and operators are all qualified; a value, where there is one, travels as a bind parameter.
  */
 import { ProxyError } from '../errors.ts';
 import { BACKEND, decodeDataRow, decodeErrorFields } from '../wire/backend.ts';
@@ -13,13 +13,15 @@ const MAX_ANSWER_BYTES = 65_536;
 const MAX_ANSWER_FRAMES = 256;
 const REPORTS: ReadonlySet<number> = new Set([BACKEND.ParameterStatus, BACKEND.NoticeResponse]);
 const PASSED_OVER: ReadonlySet<number> = new Set([
+  BACKEND.ParseComplete,
+  BACKEND.BindComplete,
   BACKEND.RowDescription,
   BACKEND.CommandComplete,
   BACKEND.NotificationResponse,
 ]);
 
 /**
- * The one row of a constant query, in text. Leaves the connection idle at a frame boundary.
+ * The one row of a query, in text. Leaves the connection idle at a frame boundary.
  *
  * What the server reports meanwhile (settings, notices) belongs to the client, so it joins the greeting.
  *

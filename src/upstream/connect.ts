@@ -49,6 +49,8 @@ export interface UpstreamConnection {
   readonly secretKey: Buffer;
   /** ParameterStatus and NoticeResponse frames, as they came; what our own questions bring is added. */
   readonly greeting: Buffer[];
+  /** The LOGIN role. */
+  readonly slot: string;
   /** What its StartupMessage said of the identity; never logged. */
   readonly identity: StartupParameters;
 }
@@ -118,7 +120,8 @@ async function open(
       throw new ProxyError('claims_too_large', { cause });
     }
     stream.write(packet);
-    return { ...(await logIn(stream, upstream, credentials, signal)), identity };
+    const session = await logIn(stream, upstream, credentials, signal);
+    return { ...session, slot: credentials.user, identity };
   } catch (error) {
     stream.destroy();
     signal.throwIfAborted();
@@ -144,7 +147,7 @@ async function logIn(
   upstream: UpstreamConfig,
   credentials: Credentials,
   signal: AbortSignal,
-): Promise<Omit<UpstreamConnection, 'identity'>> {
+): Promise<Omit<UpstreamConnection, 'slot' | 'identity'>> {
   const authentication = new Authentication(stream, upstream, credentials);
   const greeting: Buffer[] = [];
   let key: { processId: number; secretKey: Buffer } | undefined;

@@ -7,38 +7,51 @@
 import { createHmac } from 'node:crypto';
 import { encodeClaims } from '../identity/session-claims.ts';
 import { deriveIdentityKey } from '../session-sql/credentials.ts';
-import { encodeQuery } from '../wire/frontend.ts';
+import { encodeQuery, encodeStatement } from '../wire/frontend.ts';
 import { ask } from './ask.ts';
 import { assertUser, setupFailed, USER_ID } from './self-check.ts';
-import type { SessionMode } from './session.ts';
+import type { SessionIdentity, SessionMode } from './session.ts';
 
+const SETTING = 'pgjot.identity';
 const QUESTION = encodeQuery(`select ${USER_ID}`);
+const SET = `select pg_catalog.set_config('${SETTING}', $1, false)`;
 
 /** The mode; `secret` is the upstream's, which is its primary's as well. */
 export function createReplicaMode(secret: string): SessionMode {
   const key = deriveIdentityKey(secret);
   return {
-    async startupParameters({ subject, claims, expiresAt }, slot, localPort) {
-      if (subject === undefined) return [];
-      const about = { slot, port: localPort, iat: Date.now(), exp: Math.floor(expiresAt) };
-      const text = `${JSON.stringify(about).slice(0, -1)},"claims":${encodeClaims(claims)}}`;
-      const signed = Buffer.from(text, 'utf8').toString('base64');
-      const signature = createHmac('sha256', key).update(signed).digest('base64');
-      return [['pgjot.identity', `${signed}.${signature}`]];
+    async startupParameters(identity, slot, localPort) {
+      if (identity.subject === undefined) return [];
+      return [[SETTING, sign({ slot, port: localPort, iat: Date.now() }, identity, key)]];
     },
-    async install(connection, { inRecovery }, identity, signal) {
+    async install(connection, { inRecovery, pid, start }, identity, signal) {
       if (!inRecovery) {
         throw setupFailed(
           identity.role,
           'the server is no standby: it needs "session": "portable"',
         );
       }
-      const [answer] = await ask(connection, QUESTION, signal);
+      let [answer] = await ask(connection, QUESTION, signal);
+      if (answer === null && identity.subject !== undefined) {
+        // Our address is translated on the way (NAT, a cloud's connector), so the server sees another port. What is signed
+        // for the backend itself does as well, but that we know only now, and RESET ALL will take it away.
+        const value = sign({ slot: connection.slot, pid, start }, identity, key);
+        await ask(connection, encodeStatement(SET, [value]), signal);
+        [answer] = await ask(connection, QUESTION, signal);
+      }
       assertUser(answer, identity, DISBELIEVED);
     },
   };
 }
 
+/** An identity that holds for the backend that `about` describes, as `pgjot.signed_claims()` reads it. */
+function sign(about: object, { claims, expiresAt }: SessionIdentity, key: Buffer): string {
+  const head = JSON.stringify({ ...about, exp: Math.floor(expiresAt) });
+  const text = `${head.slice(0, -1)},"claims":${encodeClaims(claims)}}`;
+  const signed = Buffer.from(text, 'utf8').toString('base64');
+  return `${signed}.${createHmac('sha256', key).update(signed).digest('base64')}`;
+}
+
 const DISBELIEVED =
   'the standby does not believe our signature: has pgjot setup been run for its primary since the replica was configured,' +
-  ' with the same secret; do the clocks agree within a minute; is our address translated (NAT) on the way?';
+  ' with the same secret, and has the standby replayed that?';

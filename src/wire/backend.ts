@@ -11,6 +11,7 @@ import { decodeString, encodeFrame, encodeInt32, encodeString, type Frame } from
 export const BACKEND = {
   Authentication: 0x52, // R
   BackendKeyData: 0x4b, // K
+  BindComplete: 0x32, // 2
   CommandComplete: 0x43, // C
   CopyInResponse: 0x47, // G
   DataRow: 0x44, // D
@@ -18,6 +19,7 @@ export const BACKEND = {
   NoticeResponse: 0x4e, // N
   NotificationResponse: 0x41, // A
   ParameterStatus: 0x53, // S
+  ParseComplete: 0x31, // 1
   ReadyForQuery: 0x5a, // Z
   RowDescription: 0x54, // T
 } as const;

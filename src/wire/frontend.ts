@@ -31,6 +31,16 @@ export function encodeQuery(sql: string): Buffer {
   return serialize.query(sql);
 }
 
+/** Parse, Bind, Execute and Sync of an unnamed statement: the text is a constant of ours, and the values are not part of it. */
+export function encodeStatement(sql: string, values: readonly string[]): Buffer {
+  return Buffer.concat([
+    serialize.parse({ text: sql }),
+    serialize.bind({ values: [...values] }),
+    serialize.execute(),
+    serialize.sync(),
+  ]);
+}
+
 /** PasswordMessage. */
 export function encodePasswordMessage(password: string): Buffer {
   return serialize.password(password);

@@ -3,6 +3,7 @@
  */
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { hasExtension, postgresVersions } from '../support/postgres.ts';
+import { Relay } from './relay.ts';
 import { startStack, type SessionMode, type Stack } from '../support/stack.ts';
 
 const MODES = postgresVersions().flatMap((version) =>
@@ -103,4 +104,20 @@ describe.each(MODES)('session mode $session on PostgreSQL $version', ({ session,
       });
     }
   });
+});
+
+it('serves a standby behind a translated address, whose sessions are nobody after a reset', async () => {
+  await using relay = await Relay.open();
+  await using stack = await startStack({ session: 'replica', upstream: { port: relay.port } });
+  relay.toward(stack.postgres.port);
+  const client = await stack.connect('alice');
+  const user = async () => {
+    const { rows } = await client.query<{ user_id: string }>('select auth.user_id()');
+    return rows[0]?.user_id;
+  };
+
+  expect(await user()).toBe('alice');
+  await client.query('discard all');
+  expect(await user()).toBe(null);
+  await client.end();
 });

@@ -18,11 +18,15 @@ const OPTIONS: InstallOptions = {
 
 interface Signed {
   readonly slot: string;
-  readonly port: number;
-  readonly iat: number;
+  readonly port?: number;
+  readonly iat?: number;
+  readonly pid?: number;
+  readonly start?: string;
   readonly exp: number;
   readonly claims: object;
 }
+
+type Changes = { readonly [Name in keyof Signed]?: Signed[Name] | undefined };
 
 /** As `src/upstream/replica.ts` writes it; `text` is what is signed. */
 function sign(text: string, key: Buffer = deriveIdentityKey(SECRET)): string {
@@ -43,7 +47,7 @@ describe.each(postgresVersions())('a standby on PostgreSQL %i', (version) => {
     await standby?.caughtUp();
   };
   /** What would be a good identity on `client`, but for `changes`. */
-  const identity = async (client: pg.Client, changes: Partial<Signed> = {}): Promise<Signed> => {
+  const identity = async (client: pg.Client, changes: Changes = {}): Promise<object> => {
     const { slot: name } = await hello(client);
     const port = Number(await value(client, 'select inet_client_port()'));
     const iat = Date.now();
@@ -74,6 +78,25 @@ describe.each(postgresVersions())('a standby on PostgreSQL %i', (version) => {
 
     expect(await userWith(slot, sign(JSON.stringify(await identity(slot))))).toBe('alice');
     expect(await value(slot, 'select auth.session()')).toEqual({ sub: 'alice' });
+  });
+
+  it('believes what was signed for its pid and start, wherever it comes from', async () => {
+    const { pid, start } = await hello(slot);
+    const signed = (changes: Changes) =>
+      identity(slot, { port: undefined, iat: undefined, pid, start, ...changes }).then((one) =>
+        sign(JSON.stringify(one)),
+      );
+
+    expect(await userWith(slot, await signed({}))).toBe('alice');
+    for (const changes of [
+      { pid: pid + 1 },
+      { start: String(BigInt(start) + 1n) },
+      { start: '0' },
+      { slot: slotName('authenticated', 2) },
+      { exp: Date.now() - 1 },
+    ]) {
+      expect(await userWith(slot, await signed(changes)), JSON.stringify(changes)).toBe(null);
+    }
   });
 
   it.each<[string, Partial<Signed>]>([

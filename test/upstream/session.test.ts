@@ -3,11 +3,7 @@
  */
 import { compactVerify, decodeJwt, importJWK, type JWK } from 'jose';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import {
-  connect,
-  type Credentials,
-  type UpstreamConnection,
-} from '../../src/upstream/connect.ts';
+import { connect, type Credentials, type UpstreamConnection } from '../../src/upstream/connect.ts';
 import type { ProxyError } from '../../src/errors.ts';
 import type { Control } from '../../src/upstream/control.ts';
 import { createExtensionMode } from '../../src/upstream/pg-session-jwt.ts';
@@ -193,7 +189,8 @@ function control(): { bound: unknown[]; control: Control } {
       giveBack: unused,
       unbind: unused,
       terminate: unused,
-      hasSettings: unused,
+      isSpoilt: unused,
+      heal: unused,
       sweep: unused,
       close: unused,
     },
@@ -314,9 +311,30 @@ describe('mode replica', () => {
     expect(await installOn(STANDBY, mode, NOBODY, answerOf(row(null)))).toBeUndefined();
   });
 
-  test.each(IMPOSTORS)('refuses a backend that sees %s', async (_, seen) => {
-    expect(await installOn(STANDBY, mode, IDENTITY, answerOf(row(seen)))).toMatchObject(FAILED);
+  test('signs for the backend itself where the port that it signed for is not the one that is seen', async () => {
+    const second = (answer: readonly fake.Step[]) => [
+      ...answerOf(row(null)),
+      fake.expectFrame('P'),
+      fake.expectFrame('B'),
+      fake.expectFrame('E'),
+      fake.expectFrame('S'),
+      ...answerOf(encodeFrame('1'), encodeFrame('2'), row('…')),
+      fake.expectFrame('Q'),
+      ...answer,
+    ];
+
+    expect(await installOn(STANDBY, mode, IDENTITY, second(answerOf(row(HEX))))).toBeUndefined();
+    expect(await installOn(STANDBY, mode, IDENTITY, second(answerOf(row(null))))).toMatchObject(
+      FAILED,
+    );
   });
+
+  test.each(IMPOSTORS.filter(([, seen]) => seen !== null))(
+    'refuses a backend that sees %s',
+    async (_, seen) => {
+      expect(await installOn(STANDBY, mode, IDENTITY, answerOf(row(seen)))).toMatchObject(FAILED);
+    },
+  );
 
   test('refuses a server that is no standby, and portable one that is', async () => {
     const result = await installOn(PRIMARY, mode, IDENTITY, answerOf(row(HEX)));
