@@ -92,6 +92,12 @@ function checkAnonymous(config: Config, report: Report): void {
 function checkUpstreams(config: Config, report: Report): void {
   for (const [id, one] of Object.entries(config.upstreams)) {
     checkPair(one.tls, `upstreams.${id}.tls`, report);
+    if (one.healSlots && one.session === 'replica') {
+      report(
+        `upstreams.${id}.healSlots`,
+        'is for the primary: nothing can be mended on a standby, and what the primary mends is mended there too',
+      );
+    }
     for (const [role, { slots }] of Object.entries(one.roles)) {
       // As `session-sql/credentials.ts` makes them; the last has the longest number.
       const slot = `pgjot_${role}_${slots}`;

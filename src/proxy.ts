@@ -71,8 +71,16 @@ export function createProxy(
   const pools = new Map(
     Object.entries(config.upstreams).map(([id, upstream]) => [
       id,
-      createPool(upstream, `upstreams.${id}`, (slot, error) => {
-        logger.error({ event: 'slot_quarantined', upstream: id, slot, ...explain(error) });
+      createPool(upstream, `upstreams.${id}`, {
+        onQuarantine(slot, error) {
+          logger.error({ event: 'slot_quarantined', upstream: id, slot, ...explain(error) });
+        },
+        onHealed(slot) {
+          logger.info({ event: 'slot_healed', upstream: id, slot });
+        },
+        onHealingFailed(slot, error) {
+          logger.error({ event: 'slot_not_healed', upstream: id, slot, ...explain(error) });
+        },
       }),
     ]),
   );

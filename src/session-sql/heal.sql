@@ -66,6 +66,10 @@ BEGIN
   LOOP
     EXECUTE format('ALTER ROLE %I%s RESET ALL', p_slot, scope);
   END LOOP;
+  -- RESET ALL leaves what only a superuser may set, without a word.
+  IF EXISTS (SELECT FROM pg_db_role_setting s WHERE s.setrole = slot_oid) THEN
+    RAISE EXCEPTION 'pgjot: slot "%" has settings that only a superuser can reset', p_slot USING ERRCODE = '42501';
+  END IF;
   IF current_setting('server_version_num')::int4 < 150000 THEN
     FOR stray IN
       SELECT m.member FROM pg_auth_members m

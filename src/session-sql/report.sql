@@ -24,4 +24,4 @@ BEGIN
 END
 $report$;
 
-DROP FUNCTION pg_temp.our_functions();
+DROP FUNCTION pg_temp.our_functions(), pg_temp.wanted_slots();

@@ -220,7 +220,7 @@ const IS_SPOILT: Statement = {
   name: 'pgjot_is_spoilt',
   text:
     'select exists (select from pg_catalog.pg_roles r where r.rolname operator(pg_catalog.=) $1::pg_catalog.name' +
-    ' and (r.rolconnlimit operator(pg_catalog.<>) 1' +
+    ' and (r.rolconnlimit operator(pg_catalog.=) 0' +
     ' or r.rolvaliduntil operator(pg_catalog.<=) pg_catalog.now()' +
     ' or exists (select from pg_catalog.pg_db_role_setting s where s.setrole operator(pg_catalog.=) r.oid))) as spoilt',
 };

@@ -8,6 +8,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { ProxyError } from '../errors.ts';
 import { disconnect, UpstreamError, type UpstreamConnection } from './connect.ts';
 import type { Control } from './control.ts';
+import type { Healing } from './healing.ts';
 import { hello, type Hello } from './session.ts';
 import { QUARANTINE_MS, type Slot, type Slots } from './slots.ts';
 
@@ -90,8 +91,8 @@ interface Refusal {
 }
 
 /**
- * Why a login with a slot failed: its last user changed its settings (attack E11); it was refused, because that one
- * changed its password or for a reason that holds for all; or somebody is logged in with it.
+ * Why a login with a slot failed: somebody changed its settings (attack E11) or attributes; it was refused, because its
+ * last user changed its password or for a reason that holds for all; or somebody is logged in with it.
  */
 type Fault = 'spoilt' | 'refused' | 'in use';
 
@@ -102,8 +103,10 @@ async function tryEntry(slot: Slot, door: Door, signal: AbortSignal): Promise<En
     connection = await door.open(slot.name, signal);
     const backend = await hello(connection, signal);
     door.lastEntry.at = performance.now();
-    if (!backend.dirty) door.healing?.letIn(slot.name);
-    if (!backend.dirty) return { slot, connection, backend };
+    if (!backend.dirty) {
+      door.healing?.letIn(slot.name);
+      return { slot, connection, backend };
+    }
   } catch (thrown) {
     error = ProxyError.from(thrown);
   }
@@ -143,13 +146,19 @@ async function faultOf(
   error: ProxyError,
   control: Control,
 ): Promise<Fault | undefined> {
+  const fromServer = [
+    'upstream_login_rejected',
+    'upstream_rejected',
+    'upstream_lost',
+    'upstream_protocol',
+  ];
+  if (!fromServer.includes(error.code)) return undefined;
+  if (await control.isSpoilt(slot).catch(() => false)) return 'spoilt';
   if (error.code === 'upstream_login_rejected') return 'refused';
   // 53300 is also "sorry, too many clients already"; only the routine that checks a role's own CONNECTION LIMIT is about the slot.
-  if (error.cause instanceof UpstreamError && error.cause.routine === 'InitializeSessionUserId')
-    return 'in use';
-  const fromServer = ['upstream_rejected', 'upstream_lost', 'upstream_protocol'];
-  if (!fromServer.includes(error.code)) return undefined;
-  return (await control.hasSettings(slot).catch(() => false)) ? 'spoilt' : undefined;
+  const { cause } = error;
+  const isTheSlots = cause instanceof UpstreamError && cause.routine === 'InitializeSessionUserId';
+  return isTheSlots ? 'in use' : undefined;
 }
 
 function settingsChanged(slot: string): ProxyError {

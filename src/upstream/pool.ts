@@ -15,6 +15,7 @@ import { cancelQuery, type CancelTarget } from './cancel.ts';
 import { connect, disconnect } from './connect.ts';
 import { createControl, type Control } from './control.ts';
 import { enter, withRetries, type Entered, type Opener } from './entry.ts';
+import { createHealing, type HealingListener } from './healing.ts';
 import { createSessionMode, type SessionIdentity } from './session.ts';
 import { createSlots, QUARANTINE_MS, type Slots } from './slots.ts';
 
@@ -53,17 +54,28 @@ export interface Pool {
   close(): Promise<void>;
 }
 
+/** Who hears of slots that users have spoilt. */
+export interface PoolListener extends HealingListener {
+  /** It is put aside, until it is healed or a minute has passed. */
+  readonly onQuarantine: (slot: string, error: ProxyError) => void;
+}
+
+const UNHEARD: PoolListener = {
+  onQuarantine: () => {},
+  onHealed: () => {},
+  onHealingFailed: () => {},
+};
 const HOUSEKEEPING_MS = 10_000;
 const STUBBORN_MS = 5_000;
 
 /**
  * A pool for one upstream; `path` is where it stands in the configuration. Connects when first needed.
- * `onQuarantine` is told of each slot that a user has spoilt: an administrator has to mend it.
+ * `listener` hears of each slot that a user has spoilt, and how it went on.
  */
 export function createPool(
   upstream: UpstreamConfig,
   path: string,
-  onQuarantine: (slot: string, error: ProxyError) => void = () => {},
+  listener: PoolListener = UNHEARD,
 ): Pool {
   const secret = readSecret(upstream.secret, `${path}.secret`);
   const control = createControl(upstream, path, () => {
@@ -84,7 +96,13 @@ export function createPool(
   housekeeping.unref();
 
   const mode = createSessionMode(upstream, secret, control);
-  const door = { control, onQuarantine, lastEntry: { at: Number.NEGATIVE_INFINITY } };
+  const healing = upstream.healSlots ? createHealing(control, secret, listener) : undefined;
+  const door = {
+    control,
+    onQuarantine: listener.onQuarantine,
+    lastEntry: { at: Number.NEGATIVE_INFINITY },
+    healing,
+  };
 
   const admit: Pool['acquire'] = async (verified, parameters, signal) => {
     const { role } = verified;
@@ -138,6 +156,7 @@ export function createPool(
       clearInterval(housekeeping);
       // A login that was given up ends only when the question that it was at is answered.
       while (underWay.size > 0) await Promise.allSettled(underWay);
+      await healing?.close();
       await control.close();
     },
   };

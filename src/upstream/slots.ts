@@ -7,7 +7,7 @@
  *              lease                acquire               release (its backend is gone)
  *   database ─────────▶ free ─────────────────▶ busy ─────────────────▶ free
  *                                                 │ quarantine (its user changed it)
- *                                                 └──────────────────────▶ quarantined ──(a while)──▶ free
+ *                                                 └──────────────────────▶ quarantined ──(a while, or mended)──▶ free
  */
 import { ProxyError } from '../errors.ts';
 
@@ -38,8 +38,11 @@ export interface Slot {
   readonly name: string;
   /** Its backend is gone, so another session may have it. */
   release(): void;
-  /** It is no good at present (its user changed its password or settings), so nobody may have it for so long. */
-  quarantine(ms: number): void;
+  /**
+   * It is no good at present (its user changed its password or settings), so nobody may have it for so long; or until
+   * the function that this returns is called, because it has been mended.
+   */
+  quarantine(ms: number): () => void;
 }
 
 /** How long a slot is put aside that an administrator has to mend, in ms. */
@@ -146,8 +149,20 @@ class RoleSlots implements Slots {
     return {
       name,
       release: () => end(() => this.#keep(name)),
-      quarantine: (ms) => end(() => this.#quarantined.set(name, Date.now() + ms)),
+      quarantine: (ms) => {
+        const until = Date.now() + ms;
+        end(() => this.#quarantined.set(name, until));
+        return () => this.#endQuarantine(name, until);
+      },
     };
+  }
+
+  /** Nothing happens when that quarantine is over, or its lease lost. */
+  #endQuarantine(name: string, until: number): void {
+    if (this.#quarantined.get(name) !== until) return;
+    this.#quarantined.delete(name);
+    this.#keep(name);
+    this.#serve();
   }
 
   #keep(name: string): void {

@@ -53,7 +53,11 @@ function openPool(overrides: Partial<UpstreamConfig> = {}): Pool {
     acquireTimeoutMs: 2_000,
     ...overrides,
   });
-  return createPool(upstream, 'upstreams.main', (slot) => void quarantined.push(slot));
+  return createPool(upstream, 'upstreams.main', {
+    onQuarantine: (slot) => void quarantined.push(slot),
+    onHealed: () => {},
+    onHealingFailed: () => {},
+  });
 }
 
 beforeAll(async () => {

@@ -190,6 +190,32 @@ describe('a slot', () => {
     expect((await waiting).name).toBe('slot_1');
   });
 
+  test('whose quarantine is ended early goes to whoever waits, and later ends of it mean nothing', async () => {
+    const { slots } = book(1);
+    const endQuarantine = (await slots.acquire(never)).quarantine(60_000);
+    const waiting = slots.acquire(never);
+    await settle();
+
+    endQuarantine();
+    const slot = await waiting;
+    endQuarantine();
+
+    expect(slots.counts()).toEqual({ free: 0, busy: 1, quarantined: 0, waiting: 0 });
+    slot.release();
+    endQuarantine();
+    expect(slots.counts()).toEqual({ free: 1, busy: 0, quarantined: 0, waiting: 0 });
+  });
+
+  test('does not come back from a quarantine whose lease was lost', async () => {
+    const { database, slots } = book(1);
+    const endQuarantine = (await slots.acquire(never)).quarantine(60_000);
+
+    database.lose(slots);
+    endQuarantine();
+
+    expect(slots.counts()).toEqual({ free: 0, busy: 0, quarantined: 0, waiting: 0 });
+  });
+
   test('goes back to the database where enough are kept', async () => {
     const { database, slots } = book(40);
     const all = await Promise.all(Array.from({ length: 30 }, () => slots.acquire(never)));
@@ -271,6 +297,8 @@ test('giveBack gives back what has been in quarantine for long enough, and nothi
 /** What the model knows: who holds which name. */
 interface Model {
   readonly holders: Slot[];
+  /** What ends the quarantines so far. */
+  readonly endings: (() => void)[];
   waiting: number;
 }
 interface Real {
@@ -323,9 +351,17 @@ const commands = fc.commands(
       }),
     ),
     fc.nat(9).map((at) => command(`release ${at}`, (real) => letGo(real, at)?.release())),
+    fc.nat(9).map((at) =>
+      command(`quarantine ${at}`, (real) => {
+        const endQuarantine = letGo(real, at)?.quarantine(60_000);
+        if (endQuarantine !== undefined) real.model.endings.push(endQuarantine);
+      }),
+    ),
     fc
       .nat(9)
-      .map((at) => command(`quarantine ${at}`, (real) => letGo(real, at)?.quarantine(60_000))),
+      .map((at) =>
+        command(`end quarantine ${at}`, ({ model: { endings } }) => endings.splice(at, 1)[0]?.()),
+      ),
     fc.constant(command('give back', ({ slots }) => slots.giveBack())),
     fc.constant(
       command('lose the control connection', ({ database, slots }) => database.lose(slots)),
@@ -350,7 +386,7 @@ test('no name is ever given to two holders, whatever happens in whatever order',
   await fc.assert(
     fc.asyncProperty(commands, async (sequence) => {
       const { database, slots } = book(3, 1_000);
-      const model: Model = { holders: [], waiting: 0 };
+      const model: Model = { holders: [], endings: [], waiting: 0 };
       await fc.asyncModelRun(() => ({ model, real: { database, slots, model } }), sequence);
       await vi.advanceTimersByTimeAsync(2_000);
       expect(broken).toEqual([]);
