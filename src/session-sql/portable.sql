@@ -50,6 +50,20 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 
+-- Whether clients of a group would be, or could become by SET ROLE, something that was not allowed by name. lease()
+-- asks the same at each call.
+CREATE OR REPLACE FUNCTION pg_temp.is_too_mighty(p_role name, p_allowed text[]) RETURNS bool
+LANGUAGE sql STABLE AS $$
+  SELECT 'SUPERUSER' <> ALL (p_allowed)
+         AND EXISTS (SELECT FROM pg_roles g
+                      WHERE (g.rolsuper
+                             OR g.rolbypassrls AND 'BYPASSRLS' <> ALL (p_allowed)
+                             OR g.rolcreaterole AND 'CREATEROLE' <> ALL (p_allowed)
+                             OR g.rolreplication AND 'REPLICATION' <> ALL (p_allowed))
+                        AND pg_has_role(p_role, g.oid, 'MEMBER'))
+$$;
+
+
 -- 0. From another version -----------------------------------------------------------------------------------
 --
 -- Everything below can be run over what an older version left: roles are brought into shape, functions are
@@ -107,14 +121,8 @@ BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = wanted.role) THEN
       EXECUTE format('CREATE ROLE %I NOLOGIN', wanted.role);
       RAISE INFO 'created role "%"', wanted.role;
-    ELSIF EXISTS (SELECT FROM pg_roles g
-                   WHERE g.rolname = wanted.role
-                     AND NOT array_remove(ARRAY[CASE WHEN g.rolsuper       THEN 'SUPERUSER' END,
-                                                CASE WHEN g.rolbypassrls   THEN 'BYPASSRLS' END,
-                                                CASE WHEN g.rolcreaterole  THEN 'CREATEROLE' END,
-                                                CASE WHEN g.rolreplication THEN 'REPLICATION' END], NULL)
-                             <@ coalesce(wanted.attributes, '{}')) THEN
-      RAISE EXCEPTION 'pgjot: role "%" must not be SUPERUSER, BYPASSRLS, CREATEROLE or REPLICATION', wanted.role
+    ELSIF pg_temp.is_too_mighty(wanted.role, coalesce(wanted.attributes, '{}')) THEN
+      RAISE EXCEPTION 'pgjot: role "%" must neither be SUPERUSER, BYPASSRLS, CREATEROLE or REPLICATION nor a member of a role that is', wanted.role
         USING ERRCODE = '42501', HINT = 'Row-Level Security would not hold for its clients. If that is what you want, name it in "attributes" of this role in the configuration.';
     END IF;
   END LOOP;
@@ -434,13 +442,14 @@ BEGIN
     RAISE EXCEPTION 'pgjot: role "%" has no slots in this database', p_role USING ERRCODE = '42704';
   END IF;
   -- It was not when setup ran. Whoever gave it this since meant something else.
-  IF EXISTS (SELECT FROM pg_roles g
-              WHERE g.rolname = p_role
-                AND (g.rolsuper AND 'SUPERUSER' <> ALL (allowed)
-                     OR g.rolbypassrls AND 'BYPASSRLS' <> ALL (allowed)
-                     OR g.rolcreaterole AND 'CREATEROLE' <> ALL (allowed)
-                     OR g.rolreplication AND 'REPLICATION' <> ALL (allowed))) THEN
-    RAISE EXCEPTION 'pgjot: role "%" must not be SUPERUSER, BYPASSRLS, CREATEROLE or REPLICATION', p_role
+  IF 'SUPERUSER' <> ALL (allowed)
+     AND EXISTS (SELECT FROM pg_roles g
+                  WHERE (g.rolsuper
+                         OR g.rolbypassrls AND 'BYPASSRLS' <> ALL (allowed)
+                         OR g.rolcreaterole AND 'CREATEROLE' <> ALL (allowed)
+                         OR g.rolreplication AND 'REPLICATION' <> ALL (allowed))
+                    AND pg_has_role(p_role, g.oid, 'MEMBER')) THEN
+    RAISE EXCEPTION 'pgjot: role "%" must neither be SUPERUSER, BYPASSRLS, CREATEROLE or REPLICATION nor a member of a role that is', p_role
       USING ERRCODE = '42501', HINT = 'Row-Level Security would not hold for its clients.';
   END IF;
 

@@ -25,3 +25,4 @@ END
 $report$;
 
 DROP FUNCTION pg_temp.our_functions(), pg_temp.wanted_slots();
+DROP FUNCTION pg_temp.is_too_mighty(name, text[]);

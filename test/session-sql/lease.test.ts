@@ -58,7 +58,7 @@ describe.each(postgresVersions())('leases on PostgreSQL %i', (version) => {
       await expect(refused).rejects.toMatchObject({
         code: '42501',
         message:
-          'pgjot: role "authenticated" must not be SUPERUSER, BYPASSRLS, CREATEROLE or REPLICATION',
+          'pgjot: role "authenticated" must neither be SUPERUSER, BYPASSRLS, CREATEROLE or REPLICATION nor a member of a role that is',
       });
       await superuser.query(`ALTER ROLE authenticated NO${attribute}`);
       expect(await lease(one, 1)).toHaveLength(1);
