@@ -71,7 +71,7 @@ class RoleSlots implements Slots {
   /** Until when, by the wall clock. */
   readonly #quarantined = new Map<string, number>();
   readonly #waiters = new Set<Waiter>();
-  #busy = 0;
+  readonly #busy = new Set<string>();
   /** Bumped when the leases are lost: what was leased before must not come back as free. */
   #generation = 0;
   #leasing = false;
@@ -118,7 +118,7 @@ class RoleSlots implements Slots {
   counts(): ReturnType<Slots['counts']> {
     return {
       free: this.#free.length,
-      busy: this.#busy,
+      busy: this.#busy.size,
       quarantined: this.#quarantined.size,
       waiting: this.#waiters.size,
     };
@@ -141,11 +141,11 @@ class RoleSlots implements Slots {
     const end = (then: () => void) => {
       if (ended) throw new TypeError('a slot is released once');
       ended = true;
-      this.#busy--;
+      this.#busy.delete(name);
       if (leasedIn === this.#generation) then();
       this.#serve();
     };
-    this.#busy++;
+    this.#busy.add(name);
     return {
       name,
       release: () => end(() => this.#keep(name)),
@@ -176,11 +176,14 @@ class RoleSlots implements Slots {
     this.#leasing = true;
     const askedIn = this.#generation;
     try {
-      const names = await this.#source.lease(this.#role, LEASE_BATCH);
-      if (askedIn === this.#generation) this.#free.push(...names, ...this.#recovered());
+      const named = await this.#source.lease(this.#role, LEASE_BATCH);
       // Either that connection is lost, and they are nobody's, or the question waited for the next one, which has
       // them for good: they go back, and whoever waits asks again.
-      else this.#giveBack(names);
+      const taken = askedIn === this.#generation ? named.filter((name) => !this.#has(name)) : [];
+      this.#free.push(...taken);
+      if (askedIn === this.#generation) this.#free.push(...this.#recovered());
+      const rest = named.filter((name) => !taken.includes(name));
+      if (rest.length > 0) this.#giveBack(rest);
     } catch (error) {
       for (const waiter of this.#waiters) waiter.reject(error);
       this.#waiters.clear();
@@ -192,6 +195,14 @@ class RoleSlots implements Slots {
       this.#retry = undefined;
       this.#serve();
     }, RETRY_LEASE_MS);
+  }
+
+  /**
+   * Whether we have this slot already. A standby, which keeps no leases, names every slot that nobody is logged in with:
+   * those that are free here, on their way in, or put aside for what their user did (attack E11).
+   */
+  #has(name: string): boolean {
+    return this.#free.includes(name) || this.#busy.has(name) || this.#quarantined.has(name);
   }
 
   /** Should it fail, the lease is still ours and ends with the control connection. */

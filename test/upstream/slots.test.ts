@@ -78,6 +78,25 @@ describe('acquire', () => {
     expect(slots.counts()).toEqual({ free: 2, busy: 2, quarantined: 0, waiting: 0 });
   });
 
+  test('takes no name twice from a standby, which knows of no leases', async () => {
+    const { database, slots } = book(6);
+    // What it says is what nobody is logged in with, and nobody gets so far here.
+    database.lease = async (_, count) => database.names.slice(0, count + 1);
+    const [first, second] = await Promise.all([slots.acquire(never), slots.acquire(never)]);
+    first.quarantine(60_000);
+
+    const third = await slots.acquire(never);
+    const fourth = await slots.acquire(never);
+    const fifth = await slots.acquire(never);
+    const sixth = slots.acquire(never, 300).catch((error: unknown) => error);
+    await vi.advanceTimersByTimeAsync(300);
+
+    const names = [first, second, third, fourth, fifth].map(({ name }) => name);
+    expect(names).toEqual(['slot_1', 'slot_2', 'slot_3', 'slot_4', 'slot_5']);
+    expect(await sixth).toMatchObject({ code: 'pool_timeout' });
+    expect(slots.counts()).toEqual({ free: 0, busy: 4, quarantined: 1, waiting: 0 });
+  });
+
   test('serves in the order of asking', async () => {
     const { slots } = book(1);
     const first = await slots.acquire(never);
