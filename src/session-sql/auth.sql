@@ -32,6 +32,7 @@ BEGIN
   FOR grantee IN SELECT role FROM pgjot.slot_group UNION SELECT admin LOOP
     EXECUTE format('GRANT USAGE ON SCHEMA auth TO %I', grantee);
   END LOOP;
+  EXECUTE format('GRANT USAGE ON SCHEMA auth TO %I WITH GRANT OPTION', admin);
 
   SET LOCAL ROLE pgjot_owner;
   FOR wrapper IN
