@@ -30,7 +30,7 @@ const LAYERS: readonly (readonly RegExp[])[] = [
 const PACKAGES: Record<string, RegExp> = {
   commander: /^cli\//,
   jose: /^(identity|cli)\//,
-  'node-cache': /^identity\//,
+  'node-cache': /^(identity|upstream)\//,
   pg: /^(upstream|session-sql|cli)\//,
   'pg-protocol': /^wire\//,
   pino: /^(log\.ts$|cli\/)/,
