@@ -4,7 +4,7 @@
  * The key in the same packet is new for each connection, cannot be changed afterwards, and is there for nobody's sessions
  * too: without one the extension believes a setting that any client can set.
  */
-import { mintSessionToken } from '../identity/session-token.ts';
+import { isExactForExtension, mintSessionToken } from '../identity/session-token.ts';
 import { encodeQuery } from '../wire/frontend.ts';
 import { ask } from './ask.ts';
 import { assertUser, setupFailed, USER_ID } from './self-check.ts';
@@ -22,7 +22,13 @@ const QUESTION = encodeQuery(
 /** The mode. */
 export function createExtensionMode(): SessionMode {
   return {
-    async startupParameters({ subject, claims, expiresAt }) {
+    async startupParameters({ role, subject, claims, expiresAt }) {
+      if (!isExactForExtension(claims.lookup ?? '')) {
+        throw setupFailed(
+          role,
+          'the lookup has a number that the extension rounds: cast it to text',
+        );
+      }
       const { jwk, jwt } = await mintSessionToken(
         subject === undefined ? undefined : claims,
         expiresAt,

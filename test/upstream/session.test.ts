@@ -303,6 +303,24 @@ describe('mode pg_session_jwt', () => {
   });
 });
 
+test.each([
+  ['{"a": 9223372036854775807, "b": -9223372036854775808, "c": 18446744073709551615}', true],
+  ['{"a": 0.5, "b": [1e10, -2.25E-3], "c": "123456789012345678901234567890"}', true],
+  ['{"\\"123456789012345678901234567890": 1}', true],
+  ['null', true],
+  ['{"a": 18446744073709551616}', false],
+  ['{"a": [{"b": -9223372036854775809}]}', false],
+  ['{"a": 0.1234567890123456}', false],
+  ['{"a\\\\": 123456789012345678901234567890}', false],
+])('the extension is given %s: %s', async (lookup, given) => {
+  const identity = { ...IDENTITY, claims: { claims: { sub: 'Zoë' }, lookup } };
+
+  const parameters = createExtensionMode().startupParameters(identity, 's', 1);
+
+  if (given) expect(await parameters).toHaveLength(2);
+  else await expect(parameters).rejects.toMatchObject(FAILED);
+});
+
 describe('mode replica', () => {
   const mode = createReplicaMode('a-secret-for-tests-of-at-least-32-characters');
 
