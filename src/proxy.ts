@@ -75,6 +75,9 @@ export function createProxy(
         onQuarantine(slot, error) {
           logger.error({ event: 'slot_quarantined', upstream: id, slot, ...explain(error) });
         },
+        onLookupFailed(error) {
+          logger.warn({ event: 'lookup_failed', upstream: id, ...explain(error) });
+        },
         onHealed(slot) {
           logger.info({ event: 'slot_healed', upstream: id, slot });
         },

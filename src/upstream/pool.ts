@@ -9,13 +9,14 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { readSecret, type UpstreamConfig } from '../config.ts';
 import { ProxyError } from '../errors.ts';
 import type { Identity } from '../identity/policy.ts';
-import { chooseClaims } from '../identity/session-claims.ts';
+import { chooseClaims, type SessionClaims } from '../identity/session-claims.ts';
 import { derivePassword } from '../session-sql/credentials.ts';
 import { cancelQuery, type CancelTarget } from './cancel.ts';
 import { connect, disconnect } from './connect.ts';
 import { createControl, type Control } from './control.ts';
 import { enter, withRetries, type Entered, type Opener } from './entry.ts';
 import { createHealing, type HealingListener } from './healing.ts';
+import { createLookup } from './lookup.ts';
 import { createSessionMode, type SessionIdentity } from './session.ts';
 import { createSlots, QUARANTINE_MS, type Slots } from './slots.ts';
 
@@ -41,7 +42,8 @@ export interface Pool {
    * A session with this identity on it, verified by the backend itself.
    *
    * @throws {ProxyError} pool_timeout, upstream_unreachable, upstream_login_rejected, upstream_rejected,
-   *   upstream_lost, upstream_protocol, session_setup_failed, claims_too_large, or the signal's reason.
+   *   upstream_lost, upstream_protocol, session_setup_failed, claims_too_large,
+   *   lookup_empty, lookup_failed, or the signal's reason.
    */
   acquire(
     identity: Pick<Identity, 'role' | 'subject' | 'claims' | 'expiresAt'>,
@@ -54,13 +56,16 @@ export interface Pool {
   close(): Promise<void>;
 }
 
-/** Who hears of slots that users have spoilt. */
+/** Who hears of slots that users have spoilt, and of lookups that failed. */
 export interface PoolListener extends HealingListener {
+  /** A lookup that is not required: the login goes on without. */
+  readonly onLookupFailed: (error: ProxyError) => void;
   /** It is put aside, until it is healed or a minute has passed. */
   readonly onQuarantine: (slot: string, error: ProxyError) => void;
 }
 
 const UNHEARD: PoolListener = {
+  onLookupFailed: () => {},
   onQuarantine: () => {},
   onHealed: () => {},
   onHealingFailed: () => {},
@@ -70,7 +75,7 @@ const STUBBORN_MS = 5_000;
 
 /**
  * A pool for one upstream; `path` is where it stands in the configuration. Connects when first needed.
- * `listener` hears of each slot that a user has spoilt, and how it went on.
+ * `listener` hears of each slot that a user has spoilt, and how it went on, and of lookups that failed.
  */
 export function createPool(
   upstream: UpstreamConfig,
@@ -95,6 +100,7 @@ export function createPool(
   }, HOUSEKEEPING_MS);
   housekeeping.unref();
 
+  const lookup = createLookup(upstream, path, listener.onLookupFailed);
   const mode = createSessionMode(upstream, secret, control);
   const healing = upstream.healSlots ? createHealing(control, secret, listener) : undefined;
   const door = {
@@ -104,12 +110,21 @@ export function createPool(
     healing,
   };
 
+  /** The chosen claims, and what is to be known of the subject; of nobody nothing is. */
+  const claimsOf = async (
+    { subject, claims }: Pick<Identity, 'subject' | 'claims'>,
+    signal: AbortSignal,
+  ): Promise<SessionClaims> => ({
+    claims: chooseClaims(claims, upstream.sessionClaims),
+    lookup: subject === undefined ? undefined : await lookup?.row(claims, signal),
+  });
+
   const admit: Pool['acquire'] = async (verified, parameters, signal) => {
     const { role } = verified;
     const slots = slotsByRole.get(role);
     if (slots === undefined) throw new ProxyError('role_forbidden', { role });
-    const claims = chooseClaims(verified.claims, upstream.sessionClaims);
-    const identity: SessionIdentity = { ...verified, claims: { claims, lookup: undefined } };
+    const claims = await claimsOf(verified, signal);
+    const identity: SessionIdentity = { ...verified, claims };
     const open: Opener = (slot, until) =>
       connect(
         upstream,
@@ -157,7 +172,7 @@ export function createPool(
       // A login that was given up ends only when the question that it was at is answered.
       while (underWay.size > 0) await Promise.allSettled(underWay);
       await healing?.close();
-      await control.close();
+      await Promise.all([control.close(), lookup?.close()]);
     },
   };
 }
