@@ -11,6 +11,7 @@ import { loadConfig, readSecret, type Config } from '../config.ts';
 import { ConfigError, ProxyError, type ConfigProblem } from '../errors.ts';
 import { KeySet } from '../identity/jwks.ts';
 import { createControl } from '../upstream/control.ts';
+import { createLookup } from '../upstream/lookup.ts';
 import { EXIT } from './failure.ts';
 import { CONFIG_FILE } from './start.ts';
 
@@ -125,7 +126,7 @@ async function keyProblems(
 // What `pgjot.lease` says of a role without slots: undefined_object.
 const UNKNOWN_ROLE = '42704';
 
-/** Logs in as the control role and asks for no slot at all of each role, which it alone may do. */
+/** Logs in as the control role and asks for no slot at all of each role, which it alone may do; then tries the lookup. */
 async function upstreamProblems(name: string, config: Config): Promise<ConfigProblem[]> {
   const path = `upstreams.${name}`;
   const upstream = config.upstreams[name];
@@ -151,13 +152,32 @@ async function upstreamProblems(name: string, config: Config): Promise<ConfigPro
           path: ofRole ? `${path}.roles.${role}` : path,
           message: innermost(error) + advice,
         });
-        // What is wrong with the upstream is wrong for every role.
-        if (!ofRole) break;
+        // What is wrong with the upstream is wrong for every role, and for the lookup.
+        if (!ofRole) return problems;
       }
     }
+    problems.push(...(await lookupProblems(upstream, path)));
     return problems;
   } finally {
     await control.close();
+  }
+}
+
+/** Has PostgreSQL judge the lookup's query without running it. */
+async function lookupProblems(
+  upstream: Config['upstreams'][string],
+  path: string,
+): Promise<ConfigProblem[]> {
+  const lookup = createLookup(upstream, path);
+  try {
+    await lookup?.check();
+    return [];
+  } catch (error) {
+    const { cause: problem } = error as ProxyError;
+    const reason = problem instanceof Error && problem.cause ? `: ${innermost(problem.cause)}` : '';
+    return [{ path: `${path}.lookup`, message: innermost(error) + reason }];
+  } finally {
+    await lookup?.close();
   }
 }
 

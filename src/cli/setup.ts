@@ -70,12 +70,13 @@ async function setUp(name: string, options: SetupOptions): Promise<void> {
     );
   }
   const secret = readSecret(upstream.secret, `upstreams.${name}.secret`);
+  const replicas = replicasOf(config, upstream.database, secret);
   const wanted: InstallOptions = {
     secret,
     roles: upstream.roles,
     session: upstream.session,
-    replicas: hasReplicas(config, upstream.database, secret),
-    lookup: upstream.lookup !== undefined,
+    replicas: replicas.length > 0,
+    lookup: [upstream, ...replicas].some(({ lookup }) => lookup !== undefined),
     healSlots: upstream.healSlots,
     grants: options.grantSchema.flatMap((text) => schemaGrants(text, Object.keys(upstream.roles))),
     forceRls: options.forceRls === true,
@@ -88,14 +89,16 @@ async function setUp(name: string, options: SetupOptions): Promise<void> {
   );
 }
 
-/** Whether the configuration names a standby of this database: it has the same database and the same secret. */
-function hasReplicas(config: Config, database: string, secret: string): boolean {
-  return Object.entries(config.upstreams).some(
-    ([id, one]) =>
-      one.session === 'replica' &&
-      one.database === database &&
-      readSecret(one.secret, `upstreams.${id}.secret`) === secret,
-  );
+/** The standbys of this database that the configuration names: those with the same database and the same secret. */
+function replicasOf(config: Config, database: string, secret: string): UpstreamConfig[] {
+  return Object.entries(config.upstreams)
+    .filter(
+      ([id, one]) =>
+        one.session === 'replica' &&
+        one.database === database &&
+        readSecret(one.secret, `upstreams.${id}.secret`) === secret,
+    )
+    .map(([, one]) => one);
 }
 
 function contradiction(options: SetupOptions): string | undefined {

@@ -348,6 +348,43 @@ describe('pgjot check --online', () => {
   });
 });
 
+describe('pgjot check --online of a lookup', () => {
+  const withLookup = (sql: string) =>
+    writeConfig({ upstreams: { main: { ...mainUpstream(), lookup: { sql, params: ['/sub'] } } } });
+  const admin = async (sql: string) => {
+    const client = new Client({ ...postgres.superuser, database });
+    await client.connect();
+    await client.query(sql).finally(() => void client.end());
+  };
+
+  it('says what is missing until setup, the grant and the query are right', async () => {
+    await admin('create table members (user_id text, tenant_id int)');
+    await writeConfig();
+    await runCli(['setup', 'main'], options);
+    await withLookup('select tenant_id from members where user_id = $1');
+    const withoutRole = await runCli(['check', '--online'], options);
+    const setup = await runCli(['setup', 'main'], options);
+    const withoutGrant = await runCli(['check', '--online'], options);
+    await admin('grant select on members to pgjot_lookup');
+    const right = await runCli(['check', '--online'], options);
+    await withLookup('select tenant from members where user_id = $1');
+    const wrong = await runCli(['check', '--online'], options);
+
+    expect([withoutRole.status, withoutGrant.status, wrong.status]).toEqual([69, 69, 69]);
+    expect(withoutRole.stderr).toBe(
+      'upstreams.main.lookup: cannot connect as pgjot_lookup (pgjot setup makes the role): password authentication failed for user "pgjot_lookup"\n',
+    );
+    expect(setup.stdout).toContain('created role "pgjot_lookup"');
+    expect(withoutGrant.stderr).toBe(
+      'upstreams.main.lookup: PostgreSQL refuses lookup.sql: permission denied for table members: grant pgjot_lookup what it needs\n',
+    );
+    expect(right).toEqual({ status: 0, stdout: 'proxy.config.json is fine\n', stderr: '' });
+    expect(wrong.stderr).toBe(
+      'upstreams.main.lookup: PostgreSQL refuses lookup.sql: column "tenant" does not exist\n',
+    );
+  }, 60_000);
+});
+
 describe('pgjot start', () => {
   it('says that the port is taken, in one line, and exits with 1', async () => {
     const other = createServer();
