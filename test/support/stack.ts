@@ -38,6 +38,8 @@ export interface StackOptions
   readonly upstreamTls?: boolean;
   /** Slots of the role `authenticated`. Default 20. */
   readonly slots?: number;
+  /** Whether the function that mends slots is installed, and, but on a standby, used. */
+  readonly healSlots?: boolean;
   readonly limits?: ConfigInput['limits'];
   readonly sessions?: ConfigInput['sessions'];
   readonly startupParameters?: ConfigInput['startupParameters'];
@@ -218,7 +220,7 @@ async function startServers(
     files: { ...certificate, ...options.files },
   });
   closers.push(() => primary.stop());
-  await prepareDatabase(primary, session, roles);
+  await prepareDatabase(primary, options, roles);
   if (session !== 'replica') return { primary, standby: undefined };
   const standby = await startStandby(primary, both);
   closers.push(() => standby.stop());
@@ -227,7 +229,7 @@ async function startServers(
 
 async function prepareDatabase(
   postgres: TestPostgres,
-  session: SessionMode,
+  { session = 'portable', healSlots = false }: StackOptions,
   roles: Roles,
 ): Promise<void> {
   await withSuperuser(postgres, (superuser) => superuser.query('create database app'));
@@ -235,7 +237,7 @@ async function prepareDatabase(
   const work = async (admin: pg.Client) => {
     // A standby has what its primary has.
     const installed = replicas ? 'portable' : session;
-    await install(admin, { secret: SECRET, roles, session: installed, replicas });
+    await install(admin, { secret: SECRET, roles, session: installed, replicas, healSlots });
     await installDemo(admin);
   };
   await withSuperuser(postgres, work, 'app');
@@ -269,6 +271,7 @@ async function writeConfig(
         port,
         database: 'app',
         session: options.session ?? 'portable',
+        healSlots: options.healSlots === true && options.session !== 'replica',
         ...(options.upstreamTls && { tls: { mode: 'verify-full', caFile } }),
         secret: { file: secretFile },
         roles: { ...roles },

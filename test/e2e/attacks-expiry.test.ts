@@ -1,0 +1,109 @@
+/**
+ * What a client can try to stay signed in when its token has expired: attacks E8 and E10, in every session mode.
+ *
+ * Each test waits for a token to expire, so they wait together. What is tried where is in `attack-scene.ts`.
+ */
+import pg from 'pg';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { until } from '../support/stack.ts';
+import { type Attack, GROUND, grounds, notTried, Scene, value } from './attack-scene.ts';
+
+describe.each(grounds())(GROUND, (ground) => {
+  const without = (attack: Attack) => notTried(ground, attack);
+  // The extension forgives 60 s and looks at a token once; what reads through it here does neither.
+  const userId = ground.session === 'pg_session_jwt' ? 'pgjot.user_id()' : 'auth.user_id()';
+  let scene: Scene;
+
+  beforeAll(async () => {
+    scene = await Scene.open(ground, {
+      provider: { clockToleranceMs: 0 },
+      sessions: { graceMs: 1_500 },
+    });
+  });
+
+  afterAll(() => scene?.close());
+
+  /** Alice, with a token for two seconds. */
+  async function briefly(): Promise<pg.Client & { readonly failure: Promise<pg.DatabaseError> }> {
+    const password = await scene.stack.token('alice', {}, { expiresIn: 2 });
+    const client = new pg.Client({ ...scene.stack.as('alice'), password });
+    const failure = new Promise<pg.DatabaseError>((resolve) => {
+      client.on('error', (error) => 'code' in error && resolve(error as pg.DatabaseError));
+    });
+    await client.connect();
+    return Object.assign(client, { failure });
+  }
+
+  it.skipIf(without('outliving the token within a transaction'))(
+    'E8: a cached plan asks again who it is for',
+    { concurrent: true },
+    async () => {
+      const eve = await briefly();
+      await eve.query('set plan_cache_mode = force_generic_plan');
+      await eve.query('prepare mine as select count(*)::int as n from todos');
+      const before = await eve.query('execute mine');
+      await eve.query('begin isolation level repeatable read');
+      const within = await eve.query('execute mine');
+      await until(async () => (await value(eve, 'select auth.user_id() is null')) === true, 5_000);
+      const after = await eve.query('execute mine');
+
+      expect([before.rows, within.rows, after.rows]).toEqual([[{ n: 3 }], [{ n: 3 }], [{ n: 0 }]]);
+      await eve.end();
+    },
+  );
+
+  it.skipIf(without('outliving the token'))(
+    'E10: an idle session ends when its token does, and says why',
+    { concurrent: true },
+    async () => {
+      const eve = await briefly();
+
+      expect(await eve.failure).toMatchObject({
+        severity: 'FATAL',
+        code: '57P01',
+        message: 'terminating connection because the token expired',
+      });
+      await scene.stack.logged(
+        (line) => line['event'] === 'session_end' && line['reason'] === 'session_expired',
+      );
+    },
+  );
+
+  it.skipIf(without('outliving the token'))(
+    'E10: an idle transaction ends when its grace does, whatever it has set',
+    { concurrent: true },
+    async () => {
+      const eve = await briefly();
+      await eve.query('begin; set local idle_in_transaction_session_timeout = 0');
+      await eve.query('declare mine cursor with hold for select * from todos');
+
+      expect(await eve.failure).toMatchObject({ severity: 'FATAL', code: '57P01' });
+    },
+  );
+
+  it.skipIf(without('outliving the token'))(
+    'E10: a statement that outlives the token loses its identity at that instant',
+    { concurrent: true },
+    async () => {
+      const eve = await briefly();
+      const expires = Number(await value(eve, `select auth.session() ->> 'exp'`));
+      await eve.query(
+        `do $$ begin while ${userId} is not null loop perform pg_sleep(0.02); end loop; end $$`,
+      );
+      const lateMs = Date.now() - expires * 1_000;
+
+      expect(lateMs).toBeGreaterThanOrEqual(0);
+      expect(lateMs).toBeLessThan(900);
+      expect(await eve.failure).toMatchObject({ code: '57P01' });
+    },
+  );
+
+  it.skipIf(without('outliving the token'))('E10: an expired token does not log in', async () => {
+    const password = await scene.stack.token('alice', {}, { expiresIn: -1 });
+
+    await expect(scene.stack.connect('alice', { password })).rejects.toMatchObject({
+      code: '28P01',
+      detail: 'The token has expired.',
+    });
+  });
+});
