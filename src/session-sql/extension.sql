@@ -49,7 +49,7 @@ BEGIN
     RAISE EXCEPTION 'pgjot: role "%" may not let clients use schema "auth" of the extension', admin USING ERRCODE = '42501',
       HINT = format('As a superuser: CREATE EXTENSION IF NOT EXISTS pg_session_jwt; GRANT USAGE ON SCHEMA auth TO %I WITH GRANT OPTION; then run this again.', admin);
   END IF;
-  FOR grantee IN SELECT role FROM pgjot.slot_group LOOP
+  FOR grantee IN SELECT DISTINCT role FROM pg_temp.wanted_slots() LOOP
     IF NOT has_schema_privilege(grantee, 'auth', 'USAGE') THEN
       EXECUTE format('GRANT USAGE ON SCHEMA auth TO %I', grantee);
     END IF;
