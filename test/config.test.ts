@@ -363,6 +363,11 @@ describe('an upstream', () => {
       (c) => (c.upstreams.main.session = 'x'),
     ],
     [
+      'slots healed on a standby',
+      'upstreams.main.healSlots',
+      (c) => Object.assign(c.upstreams.main, { session: 'replica', healSlots: true }),
+    ],
+    [
       'a timeout that setTimeout would take for 1 ms',
       'upstreams.main.connectTimeoutMs',
       (c) => (c.upstreams.main.connectTimeoutMs = 2 ** 31),

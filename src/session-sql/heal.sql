@@ -35,14 +35,14 @@ GRANT USAGE, CREATE ON SCHEMA pgjot TO pgjot_healer;
 GRANT SELECT ON pgjot.slot TO pgjot_healer;
 SET LOCAL ROLE pgjot_healer;
 
--- Gives a slot its password, attributes and settings back, as setup would. p_verifier is the SCRAM verifier of its
--- password. Live sessions of the slot go on. Returns whether there is such a slot; one that may not log in is none: no
+-- Gives a slot its password and attributes back, as setup would, and takes all settings away that can be reset from
+-- here. p_verifier is the SCRAM verifier of its password. Live sessions of the slot go on. Returns whether there is such a slot; one that may not log in is none: no
 -- user can do that, but setup retires slots so, and an administrator may have meant it.
 CREATE OR REPLACE FUNCTION pgjot.heal(p_slot name, p_verifier text) RETURNS bool
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   slot_oid oid;
-  scope    text;
+  setting  record;
   stray    regrole;
 BEGIN
   IF session_user <> 'pgjot_control' THEN
@@ -59,17 +59,20 @@ BEGIN
   END IF;
 
   EXECUTE format('ALTER ROLE %I INHERIT CONNECTION LIMIT 1 PASSWORD %L VALID UNTIL ''infinity''', p_slot, p_verifier);
-  FOR scope IN
-    SELECT coalesce(' IN DATABASE ' || quote_ident(d.datname), '')
-      FROM pg_db_role_setting s LEFT JOIN pg_database d ON d.oid = s.setdatabase
+  FOR setting IN
+    SELECT coalesce(' IN DATABASE ' || quote_ident(d.datname), '') AS scope, split_part(c, '=', 1) AS name
+      FROM pg_db_role_setting s
+      LEFT JOIN pg_database d ON d.oid = s.setdatabase
+     CROSS JOIN unnest(s.setconfig) c
      WHERE s.setrole = slot_oid
   LOOP
-    EXECUTE format('ALTER ROLE %I%s RESET ALL', p_slot, scope);
+    BEGIN
+      EXECUTE format('ALTER ROLE %I%s RESET %I', p_slot, setting.scope, setting.name);
+    EXCEPTION WHEN insufficient_privilege THEN
+      -- Not "role" and its like, inside a SECURITY DEFINER function. The slot itself can do it.
+      NULL;
+    END;
   END LOOP;
-  -- RESET ALL leaves what only a superuser may set, without a word.
-  IF EXISTS (SELECT FROM pg_db_role_setting s WHERE s.setrole = slot_oid) THEN
-    RAISE EXCEPTION 'pgjot: slot "%" has settings that only a superuser can reset', p_slot USING ERRCODE = '42501';
-  END IF;
   IF current_setting('server_version_num')::int4 < 150000 THEN
     FOR stray IN
       SELECT m.member FROM pg_auth_members m

@@ -40,8 +40,6 @@ export interface Control {
   terminate(backend: Backend): Promise<void>;
   /** Whether a slot's role has settings of its own, which hold for whoever logs in with it next, or attributes that keep everybody out. */
   isSpoilt(slot: string): Promise<boolean>;
-  /** Gives a slot what setup gave it; `verifier` is the SCRAM verifier of its password. */
-  heal(slot: string, verifier: string): Promise<void>;
   /** Removes what dead backends left behind. */
   sweep(): Promise<void>;
   /** Refuses further questions (`draining`), waits a while for those under way, and disconnects. Never throws. */
@@ -70,7 +68,7 @@ export function createControl(upstream: UpstreamConfig, path: string, onLoss: ()
     if (!closed) onLoss();
   };
 
-  const logIn = async (): Promise<pg.Client> => {
+  const open = async (): Promise<pg.Client> => {
     const socket = new Socket();
     const client = new pg.Client({
       host: upstream.host,
@@ -91,11 +89,6 @@ export function createControl(upstream: UpstreamConfig, path: string, onLoss: ()
     client.on('error', () => lost(client));
     client.on('end', () => lost(client));
     await client.connect();
-    return client;
-  };
-
-  const open = async (): Promise<pg.Client> => {
-    const client = await logIn();
     current = client;
     // What died with the last connection, or with the server: leases, and the identities of its backends.
     query(SWEEP, []).catch(() => {});
@@ -167,25 +160,6 @@ export function createControl(upstream: UpstreamConfig, path: string, onLoss: ()
       const result = await query(IS_SPOILT, [slot]);
       return (result.rows[0] as { spoilt: boolean }).spoilt;
     },
-    async heal(slot, verifier) {
-      if (closed) throw new ProxyError('draining');
-      // Over a login of its own: the one that is open may be older than a secret that setup has been given since, and
-      // would lock out whoever has the new one, slot by slot. Nor does any question have to wait for this one.
-      let client: pg.Client | undefined;
-      let healed: boolean;
-      try {
-        client = await logIn();
-        const result = await client.query({ ...HEAL, values: [slot, verifier] });
-        ({ healed } = result.rows[0] as { healed: boolean });
-      } catch (cause) {
-        throw asProxyError(cause);
-      } finally {
-        if (client !== undefined) await end(client);
-      }
-      if (healed) return;
-      const cause = new Error(`${slot} is no slot of this database that may log in`);
-      throw new ProxyError('upstream_login_rejected', { cause });
-    },
     async sweep() {
       // Only for housekeeping: it must not be the reason to connect.
       if (current !== undefined) await query(SWEEP, []);
@@ -224,7 +198,6 @@ const IS_SPOILT: Statement = {
     ' or r.rolvaliduntil operator(pg_catalog.<=) pg_catalog.now()' +
     ' or exists (select from pg_catalog.pg_db_role_setting s where s.setrole operator(pg_catalog.=) r.oid))) as spoilt',
 };
-const HEAL: Statement = { name: 'pgjot_heal', text: 'select pgjot.heal($1, $2) as healed' };
 const SWEEP: Statement = { name: 'pgjot_sweep', text: 'select pgjot.sweep()' };
 
 /** What `promise` resolves with in this time; `undefined` when it fails or takes longer. Never throws. */

@@ -6,14 +6,7 @@
  */
 import { setTimeout as delay } from 'node:timers/promises';
 import { ProxyError } from '../errors.ts';
-import { derivePassword, scramVerifier } from '../session-sql/credentials.ts';
 import { QUARANTINE_MS } from './slots.ts';
-
-/** The part of the control connection that healing needs. */
-export interface Mender {
-  /** Gives a slot its password, attributes and settings back. */
-  heal(slot: string, verifier: string): Promise<void>;
-}
 
 /** The care for the slots of one upstream. */
 export interface Healing {
@@ -37,10 +30,9 @@ export interface HealingListener {
 const PAUSE_MS = 100;
 const TELL_AGAIN_MS = 60_000;
 
-/** Care with nothing to do yet; `secret` is the upstream's. */
+/** Care with nothing to do yet; `mendSlot` gives a slot what setup gave it. */
 export function createHealing(
-  mender: Mender,
-  secret: string,
+  mendSlot: (slot: string) => Promise<void>,
   { onHealed, onHealingFailed }: HealingListener,
 ): Healing {
   // In the order in which they were spoilt; none is in it twice, so there are no more of them than slots.
@@ -53,7 +45,7 @@ export function createHealing(
 
   const heal = async (slot: string, onMended: () => void): Promise<void> => {
     try {
-      await mender.heal(slot, await scramVerifier(derivePassword(secret, slot)));
+      await mendSlot(slot);
       mended.set(slot, performance.now());
       onHealed(slot);
       onMended();

@@ -17,6 +17,7 @@ import { createControl, type Control } from './control.ts';
 import { enter, withRetries, type Entered, type Opener } from './entry.ts';
 import { createHealing, type HealingListener } from './healing.ts';
 import { createLookup } from './lookup.ts';
+import { mendSlot } from './mend.ts';
 import { createSessionMode, type SessionIdentity } from './session.ts';
 import { createSlots, QUARANTINE_MS, type Slots } from './slots.ts';
 
@@ -102,7 +103,9 @@ export function createPool(
 
   const lookup = createLookup(upstream, path, listener.onLookupFailed);
   const mode = createSessionMode(upstream, secret, control);
-  const healing = upstream.healSlots ? createHealing(control, secret, listener) : undefined;
+  const healing = upstream.healSlots
+    ? createHealing((slot) => mendSlot(upstream, secret, slot), listener)
+    : undefined;
   const door = {
     control,
     onQuarantine: listener.onQuarantine,

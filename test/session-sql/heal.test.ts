@@ -88,16 +88,22 @@ describe.each(postgresVersions())('pgjot.heal() on PostgreSQL %i', (version) => 
     expect(await letsIn(SLOT, 'authenticated')).toBe(true);
   });
 
-  it('does not call a slot healed that keeps a setting', async () => {
-    await superuser.query(
-      `ALTER ROLE ${SLOT} SET log_statement = 'none'; ALTER ROLE ${SLOT} SET jit = off`,
-    );
+  it('takes away what it may of the settings, and leaves the others for the slot itself or a superuser', async () => {
+    await superuser.query(`
+      ALTER ROLE ${SLOT} SET role = 'none'; ALTER ROLE ${SLOT} SET jit = off;
+      ALTER ROLE ${SLOT} IN DATABASE app SET session_authorization = '${SLOT}';
+      ALTER ROLE ${SLOT} SET log_statement = 'none'; ALTER ROLE ${SLOT} SET "odd.Name" = 'x'`);
 
-    expect(await outcome(heal(SLOT))).toBe('42501');
-
-    await superuser.query(`ALTER ROLE ${SLOT} RESET log_statement`);
     expect(await heal(SLOT)).toBe(true);
-    expect(await letsIn(SLOT, 'authenticated')).toBe(true);
+
+    const { settings } = (await state(SLOT)) as { settings: string[] };
+    expect(settings.toSorted()).toEqual([
+      '{role=none,log_statement=none,odd.Name=x}',
+      `{session_authorization=${SLOT}}`,
+    ]);
+    await superuser.query(
+      `ALTER ROLE ${SLOT} RESET ALL; ALTER ROLE ${SLOT} IN DATABASE app RESET ALL`,
+    );
   });
 
   it('mends everything at once, in a slot of an odd name, and touches nothing else', async () => {

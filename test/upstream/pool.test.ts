@@ -57,6 +57,7 @@ function openPool(overrides: Partial<UpstreamConfig> = {}): Pool {
     onQuarantine: (slot) => void quarantined.push(slot),
     onHealed: () => {},
     onHealingFailed: () => {},
+    onLookupFailed: () => {},
   });
 }
 

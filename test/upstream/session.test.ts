@@ -190,7 +190,6 @@ function control(): { bound: unknown[]; control: Control } {
       unbind: unused,
       terminate: unused,
       isSpoilt: unused,
-      heal: unused,
       sweep: unused,
       close: unused,
     },
