@@ -235,8 +235,21 @@ export const schema = z.strictObject({
       cooldownMs: milliseconds
         .min(1_000)
         .default(30_000)
-        .describe('At most one fetch for unknown key ids in this time.'),
-      timeoutMs: milliseconds.min(1).default(5_000),
+        .describe(
+          'At most one fetch for unknown key ids in this time, and at most two fetches for whatever reason in twice this time.',
+        ),
+      retryMs: milliseconds
+        .min(100)
+        .default(1_000)
+        .describe('The pause after a failed fetch. It doubles with each further failure.'),
+      maxRetryMs: milliseconds
+        .min(100)
+        .default(60_000)
+        .describe('The longest such pause, before up to a quarter more at random.'),
+      timeoutMs: milliseconds
+        .min(1)
+        .default(5_000)
+        .describe('For one fetch, from the name to the last byte.'),
       maxBytes: z.int().min(1_024).max(16_777_216).default(262_144),
       maxKeys: z.int().min(1).max(1_000).default(100),
     })
@@ -270,3 +283,29 @@ export const schema = z.strictObject({
     .strictObject({ level: z.enum(['debug', 'info', 'warn', 'error', 'silent']).default('info') })
     .prefault({}),
 });
+      maxKeysTried: z
+        .int()
+        .min(0)
+        .max(16)
+        .default(4)
+        .describe(
+          'A token without "kid" is tried with each key that fits its "alg" if they are no more than this; 0 refuses it.',
+        ),
+      maxUnknownKids: z
+        .int()
+        .min(0)
+        .max(100_000)
+        .default(1_000)
+        .describe(
+          'Unknown key ids remembered for each issuer, so that they cause no more fetches.',
+        ),
+      fileCheckMs: milliseconds
+        .min(100)
+        .default(1_000)
+        .describe('How often a "jwksFile" is looked at.'),
+      privateHosts: z
+        .array(z.string().regex(/^[a-z0-9._-]+$/, 'must be a host name in lower case'))
+        .default([])
+        .describe(
+          'Hosts of a "jwksUri" that may have addresses inside a private network. Any other must not.',
+        ),

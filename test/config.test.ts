@@ -66,6 +66,10 @@ describe('defaults', () => {
       maxKeys: 100,
     });
     expect(config.sessions).toEqual({ graceMs: 30_000, drainTimeoutMs: 60_000 });
+      maxKeysTried: 4,
+      maxUnknownKids: 1_000,
+      fileCheckMs: 1_000,
+      privateHosts: [],
     expect(config.limits).toEqual({
       maxClients: 10_000,
       loginTimeoutMs: 10_000,
