@@ -252,6 +252,32 @@ export const schema = z.strictObject({
         .describe('For one fetch, from the name to the last byte.'),
       maxBytes: z.int().min(1_024).max(16_777_216).default(262_144),
       maxKeys: z.int().min(1).max(1_000).default(100),
+      maxKeysTried: z
+        .int()
+        .min(0)
+        .max(16)
+        .default(4)
+        .describe(
+          'A token without "kid" is tried with each key that fits its "alg" if they are no more than this; 0 refuses it.',
+        ),
+      maxUnknownKids: z
+        .int()
+        .min(0)
+        .max(100_000)
+        .default(1_000)
+        .describe(
+          'Unknown key ids remembered for each issuer, so that they cause no more fetches.',
+        ),
+      fileCheckMs: milliseconds
+        .min(100)
+        .default(1_000)
+        .describe('How often a "jwksFile" is looked at.'),
+      privateHosts: z
+        .array(z.string().regex(/^[a-z0-9._-]+$/, 'must be a host name in lower case'))
+        .default([])
+        .describe(
+          'Hosts of a "jwksUri" that may have addresses inside a private network. Any other must not.',
+        ),
     })
     .prefault({}),
   sessions: z
@@ -283,29 +309,3 @@ export const schema = z.strictObject({
     .strictObject({ level: z.enum(['debug', 'info', 'warn', 'error', 'silent']).default('info') })
     .prefault({}),
 });
-      maxKeysTried: z
-        .int()
-        .min(0)
-        .max(16)
-        .default(4)
-        .describe(
-          'A token without "kid" is tried with each key that fits its "alg" if they are no more than this; 0 refuses it.',
-        ),
-      maxUnknownKids: z
-        .int()
-        .min(0)
-        .max(100_000)
-        .default(1_000)
-        .describe(
-          'Unknown key ids remembered for each issuer, so that they cause no more fetches.',
-        ),
-      fileCheckMs: milliseconds
-        .min(100)
-        .default(1_000)
-        .describe('How often a "jwksFile" is looked at.'),
-      privateHosts: z
-        .array(z.string().regex(/^[a-z0-9._-]+$/, 'must be a host name in lower case'))
-        .default([])
-        .describe(
-          'Hosts of a "jwksUri" that may have addresses inside a private network. Any other must not.',
-        ),
