@@ -228,7 +228,7 @@ export const schema = z.strictObject({
       freshMs: milliseconds
         .min(1_000)
         .default(300_000)
-        .describe('How long keys count as fresh when the issuer does not say.'),
+        .describe('How long keys count as fresh: at most, and where the issuer does not say.'),
       staleMs: milliseconds
         .default(3_600_000)
         .describe('How much longer known keys serve while the issuer is down.'),
