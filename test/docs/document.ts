@@ -26,8 +26,9 @@ export function readDocument(file: string): Block[] {
   const text = readFileSync(new URL(`../../docs/${file}`, import.meta.url), 'utf8');
   const blocks: Block[] = [];
   let endOfLast = -1;
-  for (const match of text.matchAll(/^```(\w+) ?(.*)\n([\s\S]*?)^```$/gm)) {
-    const [whole, language = '', remark = '', code = ''] = match;
+  for (const match of text.matchAll(/^( *)```(\w+) ?(.*)\n([\s\S]*?)^\1```$/gm)) {
+    const [whole, indentation = '', language = '', remark = '', indented = ''] = match;
+    const code = indented.replaceAll(new RegExp(`^${indentation}`, 'gm'), '');
     const before = text.slice(0, match.index);
     const last = blocks.at(-1);
     if (language === 'text' && last !== undefined && before.slice(endOfLast).trim() === '') {

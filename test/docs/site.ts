@@ -15,7 +15,7 @@ import { startTestPostgres, type TestPostgresOptions, withSuperuser } from '../s
 import { SECRET } from '../support/stack.ts';
 
 /** A place to try a document in. Close it. */
-export interface Site {
+export interface Site extends AsyncDisposable {
   /**
    * The connection of somebody, opened when first asked for: `superuser`, `admin`, `nobody` who has no token, or any other
    * name, which is then the `sub` of a token. `role` is the one to ask the proxy for; default `authenticated`.
@@ -27,6 +27,8 @@ export interface Site {
   settingsFor(name: string, role?: string): Promise<pg.ClientConfig>;
   /** Merges a fragment into the configuration; who was connected, is no more. */
   configure(fragment: Readonly<Record<string, unknown>>): Promise<void>;
+  /** The upstream `main` as it is configured now. */
+  main(): ConfigInput['upstreams'][string];
   /** Runs a line of shell where `pgjot` can be called. */
   shell(line: string): Promise<CliResult>;
   close(): Promise<void>;
@@ -47,7 +49,7 @@ export async function startSite(options: TestPostgresOptions = {}): Promise<Site
     }
   };
   try {
-    return { ...(await build(options, closers)), close };
+    return { ...(await build(options, closers)), close, [Symbol.asyncDispose]: close };
   } catch (error) {
     await close();
     throw error;
@@ -58,7 +60,7 @@ export async function startSite(options: TestPostgresOptions = {}): Promise<Site
 async function build(
   options: TestPostgresOptions,
   closers: (() => Promise<unknown>)[],
-): Promise<Omit<Site, 'close'>> {
+): Promise<Omit<Site, 'close' | typeof Symbol.asyncDispose>> {
   const folder = await mkdtemp(join(tmpdir(), 'pgjot-site-'));
   closers.push(() => rm(folder, { recursive: true, force: true }));
   const postgres = await startTestPostgres(options);
@@ -138,6 +140,7 @@ async function build(
       await saveConfig();
       await stopProxy();
     },
+    main: () => config.upstreams['main'] as ConfigInput['upstreams'][string],
     shell: (line) =>
       runShell(line, {
         cwd: folder,
