@@ -15,6 +15,7 @@ import type { Duplex } from 'node:stream';
 import { ProxyError } from '../errors.ts';
 import { encodeErrorResponse } from '../wire/backend.ts';
 import { readInto, type ByteTaker } from './reading.ts';
+import { Screen, type TokenJudge } from './screen.ts';
 import { Traffic } from './traffic.ts';
 
 /** One side: its stream, which the splice replaces when it can read it faster. */
@@ -44,17 +45,34 @@ export interface SpliceTimes {
 /** What holds unless a test is in a hurry. */
 export const SPLICE_TIMES: SpliceTimes = { halfCloseMs: 2_000, stallMs: 300_000 };
 
+/** What a splice does beside copying. */
+export interface SpliceOptions {
+  /** Judges the tokens that the client sends with SET pgjot.token. Without it, that statement is one like any other. */
+  readonly judge?: TokenJudge | undefined;
+  readonly times?: SpliceTimes;
+}
+
 /** A splice under way. */
 export interface Splice {
   readonly done: Promise<Outcome>;
+  /** Gives the client a message of ours, whole frames, as soon as the upstream's are not cut by it. */
+  say(frames: Buffer): void;
   /** Ends it with `error` as soon as the session is idle, or after `graceMs` whatever it does. The first error counts, and the shortest grace. */
   finish(error: ProxyError, graceMs: number): void;
 }
 
 /** Begins to copy. Both streams must be idle at a frame boundary; bytes already in their read buffers are copied first. */
-export function splice(client: Peer, upstream: Peer, times: SpliceTimes = SPLICE_TIMES): Splice {
-  const running = new RunningSplice(client, upstream, times);
-  return { done: running.done, finish: (error, graceMs) => running.finish(error, graceMs) };
+export function splice(
+  client: Peer,
+  upstream: Peer,
+  { judge, times = SPLICE_TIMES }: SpliceOptions = {},
+): Splice {
+  const running = new RunningSplice(client, upstream, times, judge);
+  return {
+    done: running.done,
+    finish: (error, graceMs) => running.finish(error, graceMs),
+    say: (frames) => running.say(frames),
+  };
 }
 
 class RunningSplice {
@@ -65,6 +83,7 @@ class RunningSplice {
   readonly #traffic = new Traffic();
   readonly #toUpstream: Flow;
   readonly #toClient: Flow;
+  readonly #screen: Screen | undefined;
   #resolve: (outcome: Outcome) => void = () => {};
   #ended = false;
   #clientEnded = false;
@@ -72,8 +91,9 @@ class RunningSplice {
   #graceTimer: NodeJS.Timeout | undefined;
   #graceDeadline = Infinity;
   #halfCloseTimer: NodeJS.Timeout | undefined;
+  #unsaid: Buffer | undefined;
 
-  constructor(client: Peer, upstream: Peer, times: SpliceTimes) {
+  constructor(client: Peer, upstream: Peer, times: SpliceTimes, judge: TokenJudge | undefined) {
     this.#client = client;
     this.#upstream = upstream;
     this.#times = times;
@@ -89,12 +109,13 @@ class RunningSplice {
     });
     this.#toClient = new Flow(upstream, client, {
       onChunk: (chunk) => fromUpstream.walk(chunk),
-      afterWrite: () => this.#finishIfIdle(),
+      afterWrite: () => this.#afterWrite(),
       expectsMore,
       stall: { ms: times.stallMs, onStall: () => this.#onStall() },
     });
     // Reading may replace a stream, so both flows begin before anybody listens to either.
-    this.#toUpstream.begin();
+    this.#screen = judge && new Screen(this.#toUpstream, judge, () => this.#client.stream.resume());
+    this.#toUpstream.begin(this.#screen);
     this.#toClient.begin();
     this.#listen();
   }
@@ -109,6 +130,11 @@ class RunningSplice {
       this.#graceTimer = setTimeout(() => this.#sayLastWords(first, 'proxy'), graceMs);
     }
     this.#finishIfIdle();
+  }
+
+  say(frames: Buffer): void {
+    this.#unsaid = this.#unsaid === undefined ? frames : Buffer.concat([this.#unsaid, frames]);
+    this.#sayNow();
   }
 
   #listen(): void {
@@ -131,7 +157,9 @@ class RunningSplice {
   #onClientEnd(): void {
     if (this.#ended || this.#clientEnded) return;
     this.#clientEnded = true;
-    this.#upstream.stream.end();
+    const pass = () => void this.#upstream.stream.end();
+    if (this.#screen === undefined) pass();
+    else this.#screen.end(pass);
     this.#awaitAnswer();
   }
 
@@ -173,10 +201,22 @@ class RunningSplice {
     this.#end('client', new ProxyError('client_lost', { cause }));
   }
 
+  #afterWrite(): void {
+    if (this.#unsaid !== undefined) this.#sayNow();
+    this.#finishIfIdle();
+  }
+
+  #sayNow(): void {
+    const { stream } = this.#client;
+    if (this.#unsaid === undefined || this.#ended || stream.writableEnded) return;
+    if (!this.#traffic.fromUpstream.atBoundary) return;
+    stream.write(this.#unsaid);
+    this.#unsaid = undefined;
+  }
+
   #finishIfIdle(): void {
-    if (this.#finishing !== undefined && !this.#ended && this.#traffic.idle) {
-      this.#sayLastWords(this.#finishing, 'proxy');
-    }
+    if (this.#finishing === undefined || this.#ended) return;
+    if (this.#traffic.idle && !this.#screen?.holding) this.#sayLastWords(this.#finishing, 'proxy');
   }
 
   /** An ErrorResponse in the middle of another frame would be read as part of that frame, so then there are no words. */
@@ -204,7 +244,7 @@ class RunningSplice {
       endedBy,
       error,
       busy:
-        this.#traffic.busy &&
+        (this.#traffic.busy || this.#screen?.holding === true) &&
         !this.#upstream.stream.destroyed &&
         !this.#upstream.stream.readableEnded,
       bytes: { clientToUpstream: this.#toUpstream.bytes, upstreamToClient: this.#toClient.bytes },
@@ -240,8 +280,9 @@ class Flow implements ByteTaker {
     this.#owner = owner;
   }
 
-  begin(): void {
-    this.#source.stream = readInto(this.#source.stream, this);
+  /** Begins to read, into `first` where the bytes are to go through another's hands before ours. */
+  begin(first: ByteTaker = this): void {
+    this.#source.stream = readInto(this.#source.stream, first);
   }
 
   take(chunk: Buffer): boolean {

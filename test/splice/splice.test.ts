@@ -52,7 +52,9 @@ async function session(times: Partial<SpliceTimes> = {}) {
   const client = { stream: outside.accepted as Duplex };
   const upstream = { stream: inside.connected as Duplex };
   held.push(client, upstream);
-  const running = splice(client, upstream, { ...SPLICE_TIMES, halfCloseMs: 60_000, ...times });
+  const running = splice(client, upstream, {
+    times: { ...SPLICE_TIMES, halfCloseMs: 60_000, ...times },
+  });
   let ended: Outcome | undefined;
   void running.done.then((outcome) => (ended = outcome));
   return {
