@@ -1,5 +1,8 @@
 /** The page on session modes: its blocks, each in the setting that it speaks of, and what it says of standbys and of the extension. */
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { connect } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import pg from 'pg';
 import { pino } from 'pino';
 import { afterAll, beforeAll, describe, expect, it, onTestFinished } from 'vitest';
@@ -7,6 +10,7 @@ import { createProxy, parseConfig, type ConfigInput } from '../../src/proxy.ts';
 import { derivePassword } from '../../src/session-sql/credentials.ts';
 import { install } from '../../src/session-sql/install.ts';
 import { lacksCommands, run, versionOf } from '../clients/command.ts';
+import { createAuthority } from '../support/certificate.ts';
 import { hasExtension, postgresVersions, withSuperuser } from '../support/postgres.ts';
 import { SECRET, startStack, type Stack } from '../support/stack.ts';
 import { startStandby } from '../support/standby.ts';
@@ -30,6 +34,8 @@ it('has the blocks that are tried below, and no other', () => {
     'sql',
     'sql from portable',
     'conf pg_hba.conf',
+    'conf pg_hba.conf with a certificate',
+    'conf pg_ident.conf',
   ]);
 });
 
@@ -280,12 +286,14 @@ const slotOf = (role: string) => ({
 });
 
 describe('pg_hba.conf', () => {
+  /** What the tests' servers have, for everybody else. */
+  const REST = '\nhost all all all scram-sha-256\n';
+
   it('lets slots in from the proxy alone', async () => {
-    // Everybody else as the tests' servers do.
     const rules = block('conf', 'pg_hba.conf').replaceAll('10.0.0.5', '127.0.0.1');
     await using stack = await startStack({
       upstreamTls: true,
-      files: { 'pg_hba.conf': `${rules}\nhost all all all scram-sha-256\n` },
+      files: { 'pg_hba.conf': rules + REST },
     });
     const from = (localAddress: string) =>
       new pg.Client({
@@ -302,11 +310,48 @@ describe('pg_hba.conf', () => {
 
     const near = from('127.0.0.1');
     await near.connect();
+    const { rows: nobody } = await near.query('select auth.user_id()');
     await near.end();
-    const far = from('127.0.0.2');
-    await expect(far.connect()).rejects.toMatchObject({
+    expect(nobody).toEqual([{ user_id: null }]);
+
+    await expect(from('127.0.0.2').connect()).rejects.toMatchObject({
       code: '28000',
       message: expect.stringContaining('pg_hba.conf rejects connection'),
+    });
+  });
+
+  it('lets slots in with the certificate alone, whatever their password', async () => {
+    const authority = createAuthority();
+    await using stack = await startStack({
+      upstreamTls: true,
+      settings: { ssl_ca_file: 'clients.crt' },
+      files: {
+        'pg_hba.conf': block('conf', 'pg_hba.conf with a certificate') + REST,
+        'pg_ident.conf': `${block('conf', 'pg_ident.conf')}\n`,
+        'clients.crt': authority.ca,
+      },
+    });
+    const folder = await mkdtemp(join(tmpdir(), 'pgjot-certificate-'));
+    onTestFinished(() => rm(folder, { recursive: true, force: true }));
+    const [certFile, keyFile] = [join(folder, 'pgjot.crt'), join(folder, 'pgjot.key')];
+    const { cert, key } = authority.issue(['pgjot']);
+    await writeFile(certFile, cert);
+    await writeFile(keyFile, key, { mode: 0o600 });
+    const { main } = stack.config.upstreams;
+    const tls = { ...main?.tls, certFile, keyFile };
+    const config = { ...stack.config, upstreams: { main: { ...main, tls } } } as ConfigInput;
+
+    const rows = await askThrough(stack, config, 'app', 'select count(*)::int from todos');
+    const slot = new pg.Client({
+      ...stack.admin,
+      ...slotOf('authenticated'),
+      ssl: { ca: stack.authority.ca },
+    });
+
+    expect(rows).toEqual([{ count: 3 }]);
+    await expect(slot.connect()).rejects.toMatchObject({
+      code: '28000',
+      message: 'connection requires a valid client certificate',
     });
   });
 });
