@@ -19,6 +19,7 @@ export function crossChecks(config: Config): ConfigProblem[] {
   const problems: ConfigProblem[] = [];
   const report: Report = (path, message) => problems.push({ path, message });
   checkListener(config, report);
+  checkAuthentication(config, report);
   checkProviders(config, report);
   checkAnonymous(config, report);
   checkUpstreams(config, report);
@@ -45,6 +46,55 @@ function checkListener(config: Config, report: Report): void {
   checkPair(tls, 'listen.tls', report);
 }
 
+function checkAuthentication(config: Config, report: Report): void {
+  const { authentication, authenticationRules, oauth } = config.listen;
+  if (authentication === 'oauth') checkDiscovery(config, oauth, 'listen.oauth', report);
+  for (const [index, rule] of authenticationRules.entries()) {
+    const path = `listen.authenticationRules.${index}`;
+    if (rule.user === undefined && rule.database === undefined && rule.sni === undefined) {
+      report(path, 'needs user, database or sni: what is asked of all is listen.authentication');
+    }
+    if (rule.sni !== undefined && clientTlsMode(config) === 'disable') {
+      report(`${path}.sni`, 'never matches, because listen.tls.mode is "disable"');
+    }
+    if (rule.method === 'oauth') checkDiscovery(config, rule, path, report);
+    else if (rule.provider !== undefined || rule.scope !== undefined) {
+      report(path, 'has a provider or scope, which are for method "oauth"');
+    }
+  }
+}
+
+function checkDiscovery(config: Config, told: Discovery, path: string, report: Report): void {
+  const id = discoveryProvider(config, told);
+  const provider = id === undefined ? undefined : own(config.providers, id);
+  if (id === undefined) {
+    report(`${path}.provider`, 'is missing: say where clients are to get their tokens');
+  } else if (provider === undefined) {
+    report(`${path}.provider`, `"${id}" is not a provider`);
+  } else if (!isDiscoverable(provider.issuer)) {
+    report(
+      `${path}.provider`,
+      `"${id}" has an issuer that is not an https URL without query, so clients cannot find it`,
+    );
+  }
+}
+
+/** Where a client is told to get a token. */
+type Discovery = Pick<Config['listen']['oauth'], 'provider'>;
+
+/** The provider where a client is told to get its token; `undefined` where there are several and none is named. */
+export function discoveryProvider(config: Config, told: Discovery): string | undefined {
+  const named = told.provider ?? config.listen.oauth.provider;
+  if (named !== undefined) return named;
+  const ids = Object.keys(config.providers);
+  return ids.length === 1 ? ids[0] : undefined;
+}
+
+/** Whether an issuer can be followed to its metadata, as RFC 8414 has it; http on loopback, for development. */
+function isDiscoverable(issuer: string): boolean {
+  return URL.canParse(issuer) && !/[?#]/.test(issuer) && isSafeUri(issuer);
+}
+
 function checkProviders(config: Config, report: Report): void {
   const issuers = new Map<string, string>();
   for (const [id, one] of Object.entries(config.providers)) {
@@ -52,7 +102,7 @@ function checkProviders(config: Config, report: Report): void {
     if ((one.jwksUri === undefined) === (one.jwksFile === undefined)) {
       report(path, 'needs exactly one of jwksUri and jwksFile');
     }
-    if (one.jwksUri !== undefined && !isSafeJwksUri(one.jwksUri)) {
+    if (one.jwksUri !== undefined && !isSafeUri(one.jwksUri)) {
       report(
         `${path}.jwksUri`,
         'must be https without user information (http only on a loopback address)',
@@ -134,13 +184,17 @@ function isRoleOfSomeUpstream(config: Config, role: string): boolean {
   return Object.values(config.upstreams).some(({ roles }) => Object.hasOwn(roles, role));
 }
 
-function isSafeJwksUri(uri: string): boolean {
+function isSafeUri(uri: string): boolean {
   const url = new URL(uri);
   if (url.username !== '' || url.password !== '') return false;
   return (
     url.protocol === 'https:' ||
     (url.protocol === 'http:' && isLoopback(url.hostname.replaceAll(/^\[|\]$/g, '')))
   );
+}
+
+function own<T>(record: Readonly<Record<string, T>>, name: string): T | undefined {
+  return Object.hasOwn(record, name) ? record[name] : undefined;
 }
 
 function checkPair(

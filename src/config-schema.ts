@@ -22,6 +22,9 @@ export const ALGORITHMS = [
 /** How an identity can reach SQL; `src/upstream/` has a file for each. */
 export const SESSION_MODES = ['portable', 'pg_session_jwt', 'replica'] as const;
 
+/** How a client can present its token. */
+export const AUTHENTICATION_METHODS = ['password', 'oauth'] as const;
+
 /** Role attributes that put a session above Row-Level Security, or let it get there. */
 export const ROLE_ATTRIBUTES = ['SUPERUSER', 'BYPASSRLS', 'CREATEROLE', 'REPLICATION'] as const;
 
@@ -52,6 +55,30 @@ const secret = z
     'Where the secret is: { "env": "NAME" } or { "file": "path" }. Never the secret itself.',
   );
 
+const discovery = {
+  provider: z
+    .string()
+    .min(1)
+    .optional()
+    .describe('Where a client of method "oauth" is told to get its token. Default: the only one.'),
+  scope: z
+    .string()
+    .regex(/^[!#-[\]-~]+( [!#-[\]-~]+)*$/, 'must be scopes with a space between them (RFC 6749)'),
+};
+
+const authenticationRule = z.strictObject({
+  user: name.optional(),
+  database: name.optional(),
+  sni: z
+    .string()
+    .regex(/^[a-z0-9._-]+$/, 'must be a host name in lower case')
+    .optional()
+    .describe('The host name that the client gave in its TLS handshake.'),
+  method: z.enum(AUTHENTICATION_METHODS),
+  ...discovery,
+  scope: discovery.scope.optional(),
+});
+
 const listen = z.strictObject({
   host: z.string().min(1).default('127.0.0.1').describe('Address to listen on.'),
   port: z.int().min(0).max(65_535).default(6432).describe('Port to listen on; 0 takes a free one.'),
@@ -73,6 +100,20 @@ const listen = z.strictObject({
     .describe(
       'Permit a TLS mode other than "require" on an address that is not loopback. Tokens then cross the network readable.',
     ),
+  authentication: z
+    .enum(AUTHENTICATION_METHODS)
+    .default('password')
+    .describe(
+      'How clients present their token: as the password, or by SASL OAUTHBEARER, which libpq speaks from version 18 on.',
+    ),
+  authenticationRules: z
+    .array(authenticationRule)
+    .default([])
+    .describe('Clients of whom something else is asked. First match wins.'),
+  oauth: z
+    .strictObject({ ...discovery, scope: discovery.scope.default('openid') })
+    .prefault({})
+    .describe('What a client of method "oauth" is told that asks where to get a token.'),
 });
 
 const provider = z.strictObject({

@@ -11,11 +11,12 @@
 import type { Duplex } from 'node:stream';
 import { handshake, type HandshakeOptions, type Startup } from './client/handshake.ts';
 import { askForToken } from './client/login.ts';
-import { farewell, FLUSH_MS, type Client } from './client/stream.ts';
+import { farewell, FLUSH_MS, sniOf, type Client } from './client/stream.ts';
 import { welcome } from './client/welcome.ts';
 import { at, LoginDeadline } from './deadline.ts';
 import { ProxyError } from './errors.ts';
 import type { VerifiedToken, Verifier } from './identity/jwt.ts';
+import type { Asking, Discovery } from './identity/authentication.ts';
 import type { Identity } from './identity/policy.ts';
 import { splice, type Outcome } from './splice/splice.ts';
 import { encodeErrorResponse } from './wire/backend.ts';
@@ -36,6 +37,8 @@ export interface ConnectionContext {
   anonymous(startup: Startup): Identity | undefined;
   /** Who a verified token's holder is for this startup. Throws `role_forbidden`. */
   authorize(startup: Startup, token: VerifiedToken): Identity;
+  /** What a client hears that signs in by OAUTHBEARER and has no token yet; `undefined` for one that signs in by password. */
+  discovery(asking: Asking): Discovery | undefined;
   acquire(
     identity: Identity,
     parameters: ReadonlyMap<string, string>,
@@ -116,10 +119,17 @@ async function identify(
     login.watch(client.stream);
     return nobody;
   }
-  const token = await askForToken(client, startup.user, context.maxTokenBytes, login.signal);
+  const { user, database } = startup;
+  const discovery = context.discovery({ user, database, sni: sniOf(client) });
+  const question = { user, maxTokenBytes: context.maxTokenBytes, discovery };
+  const { token, refuse } = await askForToken(client, question, login.signal);
   login.watch(client.stream);
-  const verified = await login.bound(context.verifier.verify(token, startup.user));
-  return context.authorize(startup, verified);
+  try {
+    const verified = await login.bound(context.verifier.verify(token, user));
+    return context.authorize(startup, verified);
+  } catch (error) {
+    return await refuse(error);
+  }
 }
 
 /** The long middle, which ends with the token at the latest. */

@@ -25,6 +25,11 @@ export interface ErrorSpec {
 // The user is told that a login failed but not (much about) why: the words are those of
 // auth_failed() in PostgreSQL's auth.c.
 const AUTH_FAILED = 'password authentication failed for user "{user}"';
+/** What auth_failed() says to a client that signs in by OAUTHBEARER. Not 28P01, by which libpq blames a password file. */
+const OAUTH_FAILED = {
+  sqlstate: '28000',
+  message: 'OAuth bearer authentication failed for user "{user}"',
+} as const;
 const UPSTREAM_CLOSED = 'server closed the connection unexpectedly';
 
 /** The table. README documents it and `test/docs.test.ts` holds the two equal. */
@@ -73,6 +78,14 @@ export const ERRORS = {
   token_rejected: row('28P01', 'FATAL', AUTH_FAILED, 401, 'info'),
   token_expired: row('28P01', 'FATAL', AUTH_FAILED, 401, 'info'),
   claims_rejected: row('28P01', 'FATAL', AUTH_FAILED, 401, 'info'),
+  oauth_discovery: row(OAUTH_FAILED.sqlstate, 'FATAL', OAUTH_FAILED.message, 401, 'info'),
+  authzid_unsupported: row(
+    '0A000',
+    'FATAL',
+    'client uses authorization identity, but it is not supported',
+    undefined,
+    'info',
+  ),
   role_forbidden: row('28000', 'FATAL', 'role "{role}" is not permitted to log in', 403, 'warn'),
   lookup_empty: row('28000', 'FATAL', 'no entry for this user in the database', 403, 'warn'),
   lookup_failed: row('57P03', 'FATAL', 'could not look up the user at the moment', 503, 'error'),
@@ -163,6 +176,8 @@ export interface ProxyErrorOptions {
   readonly silent?: boolean;
   /** For `upstream_rejected` alone: the ErrorResponse frame that PostgreSQL sent, to be passed on as it is. */
   readonly frame?: Buffer;
+  /** How the client presents its token, where that is not as a password: what was to be 28P01 is said as PostgreSQL says it then. */
+  readonly method?: 'oauth';
 }
 
 type ProxyErrorArguments<Code extends ErrorCode> = [keyof MessageValues<Code>] extends [never]
@@ -183,23 +198,21 @@ export class ProxyError<Code extends ErrorCode = ErrorCode> extends Error {
   readonly hint: string | undefined;
   readonly silent: boolean;
   readonly frame: Buffer | undefined;
+  /** The row of the table, in the words of the method by which the client signs in. */
+  readonly spec: ErrorSpec;
 
   constructor(code: Code, ...rest: ProxyErrorArguments<Code>) {
-    const template: string = ERRORS[code].message;
-    const named = template.includes('{');
+    const named = ERRORS[code].message.includes('{');
     const values = (named ? rest[0] : undefined) as Record<string, string> | undefined;
     const options: ProxyErrorOptions | undefined = named ? rest[1] : rest[0];
-    super(fill(template, values), { cause: options?.cause });
+    const spec = specOf(code, options?.method);
+    super(fill(spec.message, values), { cause: options?.cause });
     this.code = code;
+    this.spec = spec;
     this.detail = options?.detail;
     this.hint = options?.hint;
     this.silent = options?.silent ?? ERRORS[code].sent === 'nothing';
     this.frame = options?.frame;
-  }
-
-  /** The row of the table. */
-  get spec(): ErrorSpec {
-    return ERRORS[this.code];
   }
 
   /** Whether `error` is a `ProxyError` with this code. */
@@ -233,6 +246,11 @@ export class ConfigError extends Error {
 export interface ConfigProblem {
   readonly path: string;
   readonly message: string;
+}
+
+function specOf(code: ErrorCode, method: ProxyErrorOptions['method']): ErrorSpec {
+  const spec: ErrorSpec = ERRORS[code];
+  return method === 'oauth' && spec.sqlstate === '28P01' ? { ...spec, ...OAUTH_FAILED } : spec;
 }
 
 // NAMEDATALEN - 1: PostgreSQL shows no name longer than this either.

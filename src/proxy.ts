@@ -12,6 +12,7 @@ import type { Config } from './config.ts';
 import { serve, type ConnectionContext, type ConnectionLog, type Finish } from './connection.ts';
 import { ConfigError, ProxyError } from './errors.ts';
 import { clientTlsMode } from './exposure.ts';
+import { chooseAuthentication } from './identity/authentication.ts';
 import { createVerifier } from './identity/jwt.ts';
 import { decide, decideAnonymous, type Identity } from './identity/policy.ts';
 import { createLogger, describeClient, explain, type Logger } from './log.ts';
@@ -107,6 +108,7 @@ export function createProxy(
       };
     },
     anonymous: (startup) => decideAnonymous(config, startup),
+    discovery: (asking) => chooseAuthentication(config, asking),
     authorize: (startup, token) => decide(config, startup, token),
     acquire: (identity, parameters, signal) =>
       (pools.get(identity.upstream) as Pool).acquire(identity, parameters, signal),
@@ -202,7 +204,7 @@ function createConnectionLog(
     onRefusal: (error) => {
       logger[error.spec.log]({
         event: 'login',
-        outcome: 'refused',
+        outcome: error.code === 'oauth_discovery' ? 'discovery' : 'refused',
         ...line(),
         ...explain(error),
         durationMs: elapsed(arrived),

@@ -44,6 +44,9 @@ describe('defaults', () => {
       port: 6432,
       tls: {},
       allowPlaintext: false,
+      authentication: 'password',
+      authenticationRules: [],
+      oauth: { scope: 'openid' },
     });
     expect(config.providers['own']).toMatchObject({
       algorithms: ['RS256', 'ES256', 'EdDSA'],

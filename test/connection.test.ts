@@ -100,6 +100,7 @@ async function arrive(change: (house: House) => void = () => {}) {
       return () => events.push('leave');
     },
     anonymous: () => undefined,
+    discovery: () => undefined,
     authorize: ({ user }) => {
       events.push(`authorize ${user}`);
       return IDENTITY;

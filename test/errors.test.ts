@@ -59,7 +59,7 @@ describe.each(CODES)('%s', (code) => {
   });
 
   test('speaks as PostgreSQL does: lower case first, no period last', () => {
-    expect(spec.message).toMatch(/^[a-z{"]/);
+    expect(spec.message).toMatch(/^(OAuth|[a-z{"])/);
     expect(spec.message).not.toMatch(/[.!]$/);
   });
 
@@ -80,6 +80,45 @@ describe('before the signature has verified', () => {
     expect(decodeErrorFields((frames[0] as Buffer).subarray(5)).get('M')).toBe(
       'password authentication failed for user "alice"',
     );
+  });
+});
+
+describe('to a client that signs in by OAUTHBEARER', () => {
+  const overOAuth = (code: ErrorCode) => {
+    const make = ProxyError as unknown as new (...given: unknown[]) => ProxyError;
+    return new make(code, { user: 'alice' }, { method: 'oauth', hint: 'a hint' });
+  };
+
+  test('a refusal of its token is no matter of a password', () => {
+    for (const code of [
+      'token_missing',
+      'token_rejected',
+      'token_expired',
+      'claims_rejected',
+    ] as const) {
+      const error = overOAuth(code);
+
+      expect(error.code).toBe(code);
+      expect(error.spec).toMatchObject({ sqlstate: '28000', sent: 'FATAL', log: 'info' });
+      const fields = decodeErrorFields((encodeErrorResponse(error) as Buffer).subarray(5));
+      expect(Object.fromEntries(fields)).toEqual({
+        S: 'FATAL',
+        V: 'FATAL',
+        C: '28000',
+        M: 'OAuth bearer authentication failed for user "alice"',
+        H: 'a hint',
+      });
+    }
+  });
+
+  test('any other error reads the same', () => {
+    const [oauth, password] = [
+      new ProxyError('role_forbidden', { role: 'r' }, { method: 'oauth' }),
+      new ProxyError('role_forbidden', { role: 'r' }),
+    ];
+
+    expect(encodeErrorResponse(oauth)).toEqual(encodeErrorResponse(password));
+    expect(oauth.spec).toBe(password.spec);
   });
 });
 

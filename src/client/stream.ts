@@ -2,6 +2,7 @@
  * A client's stream as it changes: plain at first, TLS after the handshake, and closed in a way that lets the last words arrive.
  */
 import type { Duplex } from 'node:stream';
+import { TLSSocket } from 'node:tls';
 import { ProxyError } from '../errors.ts';
 
 /** A connected client. `stream` is replaced when TLS begins; whoever holds the client sees the current one. */
@@ -11,6 +12,12 @@ export interface Client {
   encrypted: boolean;
   /** The peer's address, for logs. */
   readonly address: string;
+}
+
+/** The host name that the client gave in its TLS handshake, if there was one. */
+export function sniOf({ stream }: Client): string | undefined {
+  // Node says `false` where the client gave none.
+  return (stream instanceof TLSSocket && stream.servername) || undefined;
 }
 
 const LINGER_MS = 1_000;

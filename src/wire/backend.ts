@@ -32,6 +32,16 @@ export const AuthenticationOk = encodeFrame('R', encodeInt32(0));
 /** AuthenticationCleartextPassword. */
 export const AuthenticationCleartextPassword = encodeFrame('R', encodeInt32(3));
 
+/** AuthenticationSASL: the mechanisms among which the client may choose. */
+export function encodeAuthenticationSASL(mechanisms: readonly string[]): Buffer {
+  return encodeFrame('R', encodeInt32(10), ...mechanisms.map(encodeString), Buffer.from([0]));
+}
+
+/** AuthenticationSASLContinue: what the mechanism has to say, which may be nothing. */
+export function encodeAuthenticationSASLContinue(challenge: string): Buffer {
+  return encodeFrame('R', encodeInt32(11), Buffer.from(challenge, 'utf8'));
+}
+
 /** ReadyForQuery. */
 export function encodeReadyForQuery(status: TransactionStatus): Buffer {
   return encodeFrame('Z', Buffer.from(status, 'latin1'));

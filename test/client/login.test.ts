@@ -28,8 +28,9 @@ async function ask(pieces: readonly Buffer[], { end = false } = {}) {
   const client: Client = { stream: accepted, encrypted: false, address: '' };
   const heard: Buffer[] = [];
   connected.on('data', (chunk: Buffer) => heard.push(chunk));
-  const asking = askForToken(client, 'alice', MAX_TOKEN, never).then(
-    (token) => ({ token }),
+  const question = { user: 'alice', maxTokenBytes: MAX_TOKEN, discovery: undefined };
+  const asking = askForToken(client, question, never).then(
+    ({ token }) => ({ token }),
     (error: unknown) => ({ error: error as ProxyError }),
   );
   for (const piece of pieces) {
@@ -133,8 +134,7 @@ describe('askForToken', () => {
 
     const asking = askForToken(
       { stream: accepted, encrypted: false, address: '' },
-      'u',
-      9,
+      { user: 'u', maxTokenBytes: 9, discovery: undefined },
       AbortSignal.abort(reason),
     );
 
