@@ -89,6 +89,7 @@ async function arrive(change: (house: House) => void = () => {}) {
         events.push(`verify ${token}`);
         return { subject: 'alice' } as never;
       },
+      warm: () => {},
       close: () => {},
     },
     cancels: createCancels(),

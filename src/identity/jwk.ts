@@ -28,14 +28,21 @@ export class PublishedKeys {
     this.#byKid = new Map(keys.flatMap((key) => (key.kid === undefined ? [] : [[key.kid, key]])));
   }
 
+  has(kid: string): boolean {
+    return this.#byKid.has(kid);
+  }
+
   /**
-   * The key that a token's header asks for. Without a `kid` that is the only key which fits `alg`: choosing among
-   * several would be guessing.
+   * The keys that a token's header may mean: the one with its `kid`, whether or not it fits `alg`; without a `kid`, all that
+   * fit, if they are at most `maxTried`, so that a stranger's token costs no more signature checks than that.
    */
-  find(kid: string | undefined, alg: string): PublishedKey | undefined {
-    if (kid !== undefined) return this.#byKid.get(kid);
+  find(kid: string | undefined, alg: string, maxTried: number): readonly PublishedKey[] {
+    if (kid !== undefined) {
+      const key = this.#byKid.get(kid);
+      return key === undefined ? [] : [key];
+    }
     const fitting = this.#keys.filter((key) => key.byAlgorithm.has(alg));
-    return fitting.length === 1 ? fitting[0] : undefined;
+    return fitting.length <= maxTried ? fitting : [];
   }
 }
 
@@ -98,7 +105,22 @@ const CURVE_ALGORITHMS = new Map([
 ]);
 // The same shape that a token's kid must have, so no other could ever be asked for.
 const PRINTABLE_ASCII = /^[\x20-\x7e]{1,256}$/;
-const MIN_RSA_BITS = 2048;
+// Below, it can be factored; above, one signature check costs so much that an issuer could keep us busy with them.
+const MIN_RSA_BITS = 2_048;
+const MAX_RSA_BITS = 8_192;
+// As OpenSSL has it for large moduli. Nobody uses more than 17 bits, and the cost of a check grows with it.
+const MAX_RSA_EXPONENT = 2n ** 64n;
+// The points of small order on edwards25519, without their sign bits and in every encoding. For each of them there are
+// signatures of zeroes that verify, so anybody could sign.
+const SMALL_ORDER = [
+  '0000000000000000000000000000000000000000000000000000000000000000',
+  '0100000000000000000000000000000000000000000000000000000000000000',
+  '26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05',
+  'c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a',
+  'ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f',
+  'edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f',
+  'eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f',
+];
 
 function parseJwks(text: string, maxKeys: number): readonly unknown[] {
   let document: unknown;
@@ -139,6 +161,7 @@ async function readKey(jwk: unknown, allowed: readonly Algorithm[]): Promise<Can
     publicJwk[name] = value;
   }
   if (kty === 'RSA') assertSafeExponent(publicJwk['e'] ?? '');
+  if (kty === 'OKP') assertLargeOrder(publicJwk['x'] ?? '');
 
   const byAlgorithm = new Map<string, CryptoKey>();
   for (const alg of algorithmsOf(members).filter((one) => allowed.some((two) => one === two))) {
@@ -172,6 +195,14 @@ function algorithmsOf({ kty, crv, alg }: UncheckedJwk): readonly string[] {
 function assertSafeExponent(encoded: string): void {
   const exponent = BigInt(`0x0${Buffer.from(encoded, 'base64url').toString('hex')}`);
   if (exponent < 3n || exponent % 2n === 0n) throw new Error('its RSA exponent is 1, 0 or even');
+  if (exponent >= MAX_RSA_EXPONENT) throw new Error('its RSA exponent has more than 64 bits');
+}
+
+function assertLargeOrder(encoded: string): void {
+  const point = Buffer.from(encoded, 'base64url');
+  const sign = point.length - 1;
+  point[sign] = (point[sign] ?? 0) & 0x7f;
+  if (SMALL_ORDER.includes(point.toString('hex'))) throw new Error('its point has a small order');
 }
 
 /** Imports a key; points that are not on their curve fail here. */
@@ -186,6 +217,9 @@ async function importPublicKey(publicJwk: Record<string, string>, alg: string): 
   const { modulusLength } = key.algorithm as { modulusLength?: number };
   if (modulusLength !== undefined && modulusLength < MIN_RSA_BITS) {
     throw new Error(`it has ${modulusLength} bits, fewer than ${MIN_RSA_BITS}`);
+  }
+  if (modulusLength !== undefined && modulusLength > MAX_RSA_BITS) {
+    throw new Error(`it has ${modulusLength} bits, more than ${MAX_RSA_BITS}`);
   }
   return key;
 }

@@ -7,14 +7,21 @@
  * https://www.rfc-editor.org/rfc/rfc7519#section-7.2 and https://www.rfc-editor.org/rfc/rfc8725
  */
 import { createHash } from 'node:crypto';
-import { compactVerify, errors } from 'jose';
+import { compactVerify, type CryptoKey, errors } from 'jose';
 import NodeCache from 'node-cache';
 import type { Config, ProviderConfig } from '../config.ts';
 import { printable, ProxyError } from '../errors.ts';
 import { checkClaims, checkTimes } from './claims.ts';
 import type { PublishedKeys } from './jwk.ts';
 import { KeySet, type KeySetOptions } from './jwks.ts';
-import { assertLength, type Claims, parseToken, TokenRefusal, truncationHint } from './token.ts';
+import {
+  assertLength,
+  type Claims,
+  type ParsedToken,
+  parseToken,
+  TokenRefusal,
+  truncationHint,
+} from './token.ts';
 
 /** A token that an issuer of the configuration signed and that is valid now. Frozen, at every level. */
 export interface VerifiedToken {
@@ -41,6 +48,8 @@ export interface Verifier {
    * @throws {ProxyError} token_missing, token_rejected, token_expired, claims_rejected, keys_unavailable
    */
   verify(token: string, user: string): Promise<VerifiedToken>;
+  /** Starts fetching every issuer's keys, so that no first login has to wait. Failures are told to `onKeyProblem`. */
+  warm(): void;
   /** Aborts fetches in flight, clears timers and forgets every token. */
   close(): void;
 }
@@ -51,7 +60,7 @@ export interface VerifierOptions extends KeySetOptions {
   readonly now?: () => number;
 }
 
-/** Creates a verifier. Keys are fetched when the first token needs them. */
+/** Creates a verifier. Keys are fetched when `warm` is called, or else when the first token needs them. */
 export function createVerifier(config: Config, options: VerifierOptions = {}): Verifier {
   return new TokenVerifier(config, options);
 }
@@ -109,6 +118,10 @@ class TokenVerifier implements Verifier {
     }
   }
 
+  warm(): void {
+    for (const { keySet } of this.#trusts.values()) void keySet.warm();
+  }
+
   close(): void {
     for (const { keySet } of this.#trusts.values()) keySet.close();
     this.#verdicts.close();
@@ -126,7 +139,8 @@ class TokenVerifier implements Verifier {
   }
 
   async #verifyAfresh(token: string, user: string): Promise<VerifiedToken> {
-    const { alg, kid, claims } = parseToken(token, this.#limits.maxTokenBytes);
+    const parsed = parseToken(token, this.#limits.maxTokenBytes);
+    const { alg, kid, typ, claims } = parsed;
     const trust = this.#trustOf(claims);
     const keys = await verifySignature(token, alg, kid, trust);
 
@@ -167,26 +181,35 @@ class TokenVerifier implements Verifier {
  */
 async function verifySignature(
   token: string,
-  alg: string,
-  kid: string | undefined,
+  { alg, kid }: ParsedToken,
   { id, provider, keySet }: Trust,
 ): Promise<PublishedKeys> {
   // Attacks C1, C2: the header may choose among what the provider allows, which "none" and HS256 can never be.
   if (!provider.algorithms.some((one) => one === alg)) {
     throw new TokenRefusal(`alg "${printable(alg)}" is not allowed for provider "${id}"`);
   }
-  const { keys, key } = await keySet.find(kid, alg);
-  if (key === undefined) {
-    throw new TokenRefusal(
+  const { keys, candidates } = await keySet.find(kid, alg);
+  if (candidates.length === 0) {
+    const which =
       kid === undefined
         ? `no kid, and not exactly one key for alg "${alg}" at issuer "${printable(provider.issuer)}"`
         : `no key with kid "${printable(kid)}" at issuer "${printable(provider.issuer)}"`,
     );
   }
-  const cryptoKey = key.byAlgorithm.get(alg);
-  if (cryptoKey === undefined) {
-    throw new TokenRefusal(`the key with kid "${printable(kid ?? '')}" does not fit alg "${alg}"`);
+  for (const { byAlgorithm } of candidates) {
+    const key = byAlgorithm.get(alg);
+    if (key === undefined) {
+      throw new TokenRefusal(
+        `the key with kid "${printable(kid ?? '')}" does not fit alg "${alg}"`,
+      );
+    }
+    if (await isSignedWith(key, alg, token)) return keys;
   }
+  throw new TokenRefusal('the signature does not verify');
+}
+
+/** @throws {TokenRefusal} where jose takes the token for no JWS at all. */
+async function isSignedWith(key: CryptoKey, alg: string, token: string): Promise<boolean> {
   try {
     await compactVerify(token, cryptoKey, { algorithms: [alg] });
   } catch (error) {

@@ -20,6 +20,7 @@ export type Claims = Readonly<Record<string, unknown>>;
 export interface ParsedToken {
   readonly alg: string;
   readonly kid: string | undefined;
+  readonly typ: string | undefined;
   readonly claims: Claims;
 }
 
@@ -33,8 +34,8 @@ const REFUSED_HEADER_MEMBERS = ['jku', 'x5u', 'x5c', 'jwk', 'crit', 'b64'];
 const UTF8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
 const BASE64URL = /^[A-Za-z0-9_-]+$/;
 const PRINTABLE_ASCII = /^[\x20-\x7e]{1,256}$/;
-// Explicit typing (RFC 8725 section 3.11): at+jwt is an access token; logout+jwt, dpop+jwt, secevent+jwt … are not.
-const OTHER_KIND = /\+jwt$/i;
+// Explicit typing (RFC 8725 section 3.11): at+jwt is an access token; logout+jwt, dpop+jwt, secevent+jwt, dc+sd-jwt … are
+// not. Whatever has a suffix is a kind of its own, in any spelling of it.
 const ACCESS_TOKEN = /(^|[/-])at\+jwt$/i;
 
 /**
@@ -179,7 +180,7 @@ function withoutPrototype(value: unknown): unknown {
   return Object.freeze(copy);
 }
 
-function readHeader(header: Claims): { alg: string; kid: string | undefined } {
+function readHeader(header: Claims): Omit<ParsedToken, 'claims'> {
   for (const name of REFUSED_HEADER_MEMBERS) {
     if (Object.hasOwn(header, name)) throw new TokenRefusal(`the header has a member "${name}"`);
   }
@@ -191,8 +192,8 @@ function readHeader(header: Claims): { alg: string; kid: string | undefined } {
   if (typ !== undefined && typeof typ !== 'string') {
     throw new TokenRefusal('the typ is not a string');
   }
-  if (typ !== undefined && OTHER_KIND.test(typ) && !ACCESS_TOKEN.test(typ)) {
+  if (typ !== undefined && typ.includes('+') && !ACCESS_TOKEN.test(typ)) {
     throw new TokenRefusal(`typ "${printable(typ)}" is another kind of token`);
   }
-  return { alg, kid };
+  return { alg, kid, typ };
 }

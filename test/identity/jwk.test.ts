@@ -1,8 +1,8 @@
 /** Which published keys are used: the attacks D4 to D6, each by its name. */
-import { generateKeyPairSync } from 'node:crypto';
+import { createPublicKey, generateKeyPairSync, type JsonWebKey, verify } from 'node:crypto';
 import { describe, expect, test } from 'vitest';
-import { ALGORITHMS } from '../../src/config-schema.ts';
-import { readJwks } from '../../src/identity/jwk.ts';
+import { ALGORITHMS } from '../../src/config-provider.ts';
+import { type PublishedKeys, readJwks } from '../../src/identity/jwk.ts';
 import { createIssuerKey } from '../support/issuer.ts';
 
 const ec = createIssuerKey('ES256', 'ec');
@@ -25,6 +25,10 @@ function jwkOf(type: 'ed448' | 'x25519' | 'secp256k1' | 'rsa1024'): object {
   return { ...pair.publicKey.export({ format: 'jwk' }), kid: type };
 }
 
+/** The one key that may be meant; undefined where there is none, or a choice. */
+const only = (keys: PublishedKeys, kid: string | undefined, alg: string) =>
+  keys.find(kid, alg, 1)[0];
+
 const zeroes = Buffer.alloc(32).toString('base64url');
 
 const UNFIT: Record<string, readonly (readonly [string, () => unknown, RegExp])[]> = {
@@ -42,6 +46,16 @@ const UNFIT: Record<string, readonly (readonly [string, () => unknown, RegExp])[
     ['RSA with exponent 1 in three bytes', () => ({ ...rsa.jwk, e: 'AAAB' }), /exponent is 1/],
     ['RSA with exponent 2', () => ({ ...rsa.jwk, e: 'Ag' }), /exponent is 1, 0 or even/],
     ['RSA with exponent 0', () => ({ ...rsa.jwk, e: 'AA' }), /exponent is 1, 0 or even/],
+    [
+      'RSA with an exponent of 65 bits',
+      () => ({ ...rsa.jwk, e: Buffer.from(`01${'00'.repeat(7)}01`, 'hex').toString('base64url') }),
+      /exponent has more than 64 bits/,
+    ],
+    [
+      'RSA of 8,200 bits',
+      () => ({ ...rsa.jwk, n: 'w'.repeat(1_367) }),
+      /has 8\d+ bits, more than 8192/,
+    ],
     ['RSA without exponent', () => ({ ...rsa.jwk, e: '' }), /exponent is 1, 0 or even/],
     ['RSA without modulus', () => bare(rsa.jwk, 'n'), /its member "n" is missing/],
     ['RSA with a number as modulus', () => ({ ...rsa.jwk, n: 1 }), /its member "n" is missing/],
@@ -87,6 +101,43 @@ const UNFIT: Record<string, readonly (readonly [string, () => unknown, RegExp])[
   ],
 };
 
+const flip = (hex: string) => {
+  const bytes = Buffer.from(hex, 'hex');
+  bytes.writeUInt8(bytes.readUInt8(31) | 0x80, 31);
+  return bytes.toString('hex');
+};
+// From libsodium's ge25519_has_small_order(), which has them from "May the Fourth Be With You" (CCS 2017).
+const SMALL_ORDER = [
+  '00'.repeat(32),
+  `01${'00'.repeat(31)}`,
+  '26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05',
+  'c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a',
+  `ec${'ff'.repeat(30)}7f`,
+  `ed${'ff'.repeat(30)}7f`,
+  `ee${'ff'.repeat(30)}7f`,
+].flatMap((hex) => [hex, flip(hex)]);
+
+describe('D5 points of small order on Ed25519, under which anybody can sign', () => {
+  const jwkAt = (hex: string) => ({ ...ed.jwk, x: Buffer.from(hex, 'hex').toString('base64url') });
+
+  test.each(SMALL_ORDER)('%s is left out', async (hex) => {
+    const { keys, skipped } = await read([jwkAt(hex), good.jwk]);
+
+    expect(skipped).toEqual(['key kid "ed" is not used: its point has a small order']);
+    expect(only(keys, 'ed', 'EdDSA')).toBeUndefined();
+  });
+
+  test('the danger is real: node:crypto verifies a signature that nobody made', () => {
+    const key = createPublicKey({
+      key: jwkAt(`01${'00'.repeat(31)}`) as JsonWebKey,
+      format: 'jwk',
+    });
+    const forged = Buffer.from(`01${'00'.repeat(63)}`, 'hex');
+
+    expect(verify(null, Buffer.from('any text at all'), key, forged)).toBe(true);
+  });
+});
+
 for (const [attack, keys] of Object.entries(UNFIT)) {
   describe(attack, () => {
     test.each(keys)('%s is left out and the others stay', async (_, jwk, reason) => {
@@ -94,8 +145,8 @@ for (const [attack, keys] of Object.entries(UNFIT)) {
 
       expect(skipped).toHaveLength(1);
       expect(skipped[0]).toMatch(reason);
-      expect(published.find('good', 'ES256')).toBeDefined();
-      expect(published.find(undefined, 'ES256')?.kid).toBe('good');
+      expect(only(published, 'good', 'ES256')).toBeDefined();
+      expect(only(published, undefined, 'ES256')?.kid).toBe('good');
     });
   });
 }
@@ -118,7 +169,7 @@ describe('a fit key', () => {
     const { keys } = await read([bare(jwk(), 'kid')]);
 
     for (const alg of [...ALGORITHMS, 'HS256', 'none']) {
-      expect(keys.find(undefined, alg) !== undefined).toBe(algorithms.includes(alg));
+      expect(only(keys, undefined, alg) !== undefined).toBe(algorithms.includes(alg));
     }
   });
 
@@ -127,7 +178,7 @@ describe('a fit key', () => {
 
     const { keys } = await readJwks(text, ['PS256'], 100);
 
-    expect([...(keys.find('rsa', 'PS256')?.byAlgorithm.keys() ?? [])]).toEqual(['PS256']);
+    expect([...(only(keys, 'rsa', 'PS256')?.byAlgorithm.keys() ?? [])]).toEqual(['PS256']);
     await expect(readJwks(text, ['ES256'], 100)).rejects.toThrow(
       /no key in the JWK Set is fit; key/,
     );
@@ -136,7 +187,7 @@ describe('a fit key', () => {
   test('is no longer extractable into anything private', async () => {
     const { keys } = await read([rsa.jwk]);
 
-    const key = keys.find('rsa', 'RS256')?.byAlgorithm.get('RS256');
+    const key = only(keys, 'rsa', 'RS256')?.byAlgorithm.get('RS256');
 
     expect([key?.type, key?.usages]).toEqual(['public', ['verify']]);
   });
@@ -148,40 +199,42 @@ describe('D6 one kid for several keys', () => {
   test('different keys are both refused, and the others stay', async () => {
     const { keys, skipped } = await read([ec.jwk, twin.jwk, good.jwk]);
 
-    expect(keys.find('ec', 'ES256')).toBeUndefined();
-    expect(keys.find('good', 'ES256')).toBeDefined();
+    expect(only(keys, 'ec', 'ES256')).toBeUndefined();
+    expect(only(keys, 'good', 'ES256')).toBeDefined();
     expect(skipped).toEqual(['kid "ec" names different keys: none of them is used']);
   });
 
   test('different kinds of key are both refused too', async () => {
     const { keys } = await read([ec.jwk, { ...rsa.jwk, kid: 'ec' }, good.jwk]);
 
-    expect(keys.find('ec', 'RS256')).toBeUndefined();
+    expect(only(keys, 'ec', 'RS256')).toBeUndefined();
   });
 
   test('the same key twice is one key', async () => {
     const { keys, skipped } = await read([ec.jwk, { ...ec.jwk, use: undefined }]);
 
-    expect(keys.find('ec', 'ES256')).toBeDefined();
+    expect(only(keys, 'ec', 'ES256')).toBeDefined();
     expect(skipped).toEqual([]);
   });
 
   test('the same RSA key for two algorithms verifies both', async () => {
     const { keys } = await read([rsa.jwk, { ...rsa.jwk, alg: 'PS256' }]);
 
-    expect([...(keys.find('rsa', 'RS256')?.byAlgorithm.keys() ?? [])]).toEqual(['RS256', 'PS256']);
+    expect([...(only(keys, 'rsa', 'RS256')?.byAlgorithm.keys() ?? [])]).toEqual(['RS256', 'PS256']);
   });
 
   test('a key that is not for signatures does not count', async () => {
     const { keys } = await read([ec.jwk, { ...twin.jwk, use: 'enc' }]);
 
-    expect(keys.find('ec', 'ES256')).toBeDefined();
+    expect(only(keys, 'ec', 'ES256')).toBeDefined();
   });
 
   test('keys without kid are kept apart', async () => {
     const { keys } = await read([bare(ec.jwk, 'kid'), bare(twin.jwk, 'kid'), bare(ed.jwk, 'kid')]);
 
-    expect(keys.find(undefined, 'ES256')).toBeUndefined();
-    expect(keys.find(undefined, 'EdDSA')).toBeDefined();
+    expect(only(keys, undefined, 'ES256')).toBeUndefined();
+    expect(keys.find(undefined, 'ES256', 2)).toHaveLength(2);
+    expect(only(keys, undefined, 'EdDSA')).toBeDefined();
+    expect(keys.find(undefined, 'EdDSA', 0)).toEqual([]);
   });
 });

@@ -2,7 +2,12 @@
 import { describe, expect, test, vi } from 'vitest';
 import { createVerifier, type VerifierOptions } from '../../src/identity/jwt.ts';
 import type { ConfigInput } from '../../src/config.ts';
-import { type Issuer, type IssuerOptions, startIssuer } from '../support/issuer.ts';
+import {
+  createIssuerKey,
+  type Issuer,
+  type IssuerOptions,
+  startIssuer,
+} from '../support/issuer.ts';
 import { configWith, eventually, expectNoLeak, reasonOf, refusalOf, sentToClient } from './rig.ts';
 
 interface Rig extends AsyncDisposable {
@@ -103,14 +108,48 @@ describe('a good token', () => {
     expect((await rig.verify(token)).kid).toBeUndefined();
   });
 
-  test('needs a kid where two keys fit its alg', async () => {
-    await using rig = await startRig({ issuer: { algorithms: ['ES256', 'ES256'] } });
+  test('needs no kid where up to four keys fit its alg: each is tried', async () => {
+    await using rig = await startRig({ issuer: { algorithms: Array(4).fill('ES256') } });
+    const tokens = rig.issuer.keys.map((key) =>
+      rig.issuer.mint({ sub: 'alice' }, { key, kid: null, now: rig.clock.wallMs }),
+    );
+
+    for (const token of tokens) expect((await rig.verify(token)).subject).toBe('alice');
+  });
+
+  test('needs a kid where more keys fit its alg than may be tried', async () => {
+    await using rig = await startRig({ issuer: { algorithms: Array(5).fill('ES256') } });
 
     const token = rig.issuer.mint({ sub: 'alice' }, { kid: null, now: rig.clock.wallMs });
 
     expect(reasonOf(await refusalOf(rig.verify(token)))).toMatch(
-      /^no kid, and not exactly one key for alg "ES256" at issuer "/,
+      /^no kid, and none or too many keys for alg "ES256" at issuer "/,
     );
+    expect(rig.issuer.fetches).toBe(1);
+  });
+
+  test('needs a kid always where the configuration says so', async () => {
+    await using rig = await startRig({
+      issuer: { algorithms: ['ES256'] },
+      config: { jwks: { maxKeysTried: 0 } },
+    });
+
+    const token = rig.issuer.mint({ sub: 'alice' }, { kid: null, now: rig.clock.wallMs });
+
+    expect(reasonOf(await refusalOf(rig.verify(token)))).toMatch(/^no kid, and none or too many/);
+  });
+
+  test('without a kid is refused where none of the keys that fit has signed it', async () => {
+    await using rig = await startRig({ issuer: { algorithms: ['ES256', 'ES256'] } });
+    const key = createIssuerKey('ES256');
+
+    const token = rig.issuer.mint({ sub: 'alice' }, { key, kid: null, now: rig.clock.wallMs });
+
+    const error = await refusalOf(rig.verify(token));
+    expect([error.code, reasonOf(error)]).toEqual([
+      'token_rejected',
+      'the signature does not verify',
+    ]);
   });
 });
 
@@ -373,8 +412,7 @@ test('closing aborts the fetch in flight and leaves no socket and no timer', asy
     }
     return resources();
   };
-  // One timer is the test runner's own, for this test.
-  expect(await settle(1)).toBe(1);
+  expect(await settle(0)).toBe(0);
   // Longer than the test may take: nothing but the close can end the fetch.
   const rig = await startRig({ config: { jwks: { timeoutMs: 60_000 } } });
   rig.issuer.breakDown({ kind: 'hang' });
@@ -385,7 +423,7 @@ test('closing aborts the fetch in flight and leaves no socket and no timer', asy
 
   expect((await waiting).code).toBe('keys_unavailable');
   await rig[Symbol.asyncDispose]();
-  expect(await settle(1)).toBe(1);
+  expect(await settle(0)).toBe(0);
 });
 
 test('a closed verifier fetches nothing any more', async () => {
