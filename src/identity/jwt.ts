@@ -142,7 +142,7 @@ class TokenVerifier implements Verifier {
     const parsed = parseToken(token, this.#limits.maxTokenBytes);
     const { alg, kid, typ, claims } = parsed;
     const trust = this.#trustOf(claims);
-    const keys = await verifySignature(token, alg, kid, trust);
+    const keys = await verifySignature(token, parsed, trust);
 
     const context = { ...trust, user };
     const now = this.#now();
@@ -173,7 +173,8 @@ class TokenVerifier implements Verifier {
 }
 
 /**
- * Verifies the signature with the one key that the header asks for, of the issuer that the claims name.
+ * Verifies the signature with the key that the header asks for, of the issuer that the claims name; without a `kid`, with
+ * one of the few that fit.
  *
  * @returns the keys that the issuer publishes at present.
  * @throws {TokenRefusal} with the reason.
@@ -192,9 +193,9 @@ async function verifySignature(
   if (candidates.length === 0) {
     const which =
       kid === undefined
-        ? `no kid, and not exactly one key for alg "${alg}" at issuer "${printable(provider.issuer)}"`
-        : `no key with kid "${printable(kid)}" at issuer "${printable(provider.issuer)}"`,
-    );
+        ? `no kid, and none or too many keys for alg "${alg}"`
+        : `no key with kid "${printable(kid)}"`;
+    throw new TokenRefusal(`${which} at issuer "${printable(provider.issuer)}"`);
   }
   for (const { byAlgorithm } of candidates) {
     const key = byAlgorithm.get(alg);
@@ -211,14 +212,12 @@ async function verifySignature(
 /** @throws {TokenRefusal} where jose takes the token for no JWS at all. */
 async function isSignedWith(key: CryptoKey, alg: string, token: string): Promise<boolean> {
   try {
-    await compactVerify(token, cryptoKey, { algorithms: [alg] });
+    await compactVerify(token, key, { algorithms: [alg] });
+    return true;
   } catch (error) {
-    const known = error instanceof errors.JWSSignatureVerificationFailed;
-    throw new TokenRefusal(
-      known ? 'the signature does not verify' : `jose refused the token: ${(error as Error).name}`,
-    );
+    if (error instanceof errors.JWSSignatureVerificationFailed) return false;
+    throw new TokenRefusal(`jose refused the token: ${(error as Error).name}`);
   }
-  return keys;
 }
 
 const SWEEP_SECONDS = 60;
