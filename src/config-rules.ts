@@ -1,6 +1,7 @@
 /**
  * What the configuration's schema alone cannot say: settings that must agree with each other.
  */
+import { perIssuer } from './config-provider.ts';
 import type { Config } from './config.ts';
 import type { ConfigProblem } from './errors.ts';
 import { clientTlsMode, isLoopback } from './exposure.ts';
@@ -114,9 +115,11 @@ function checkProviders(config: Config, report: Report): void {
         'is missing: say which audience its tokens must have (or, knowing what it means, "anyAudience": true, never both)',
       );
     }
-    const other = issuers.get(one.issuer);
-    if (other !== undefined) report(`${path}.issuer`, `is the issuer of providers.${other} too`);
-    issuers.set(one.issuer, id);
+    for (const { issuer } of perIssuer(one)) {
+      const other = issuers.get(issuer);
+      if (other !== undefined) report(`${path}.issuer`, `is the issuer of providers.${other} too`);
+      issuers.set(issuer, id);
+    }
     for (const role of one.roles) {
       if (!isRoleOfSomeUpstream(config, role)) {
         report(`${path}.roles`, `"${role}" is not a role of any upstream`);

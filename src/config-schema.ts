@@ -4,20 +4,8 @@
  * What one setting alone can say is here; what must agree with another is in `config-rules.ts`.
  */
 import { z } from 'zod';
-
-/** Algorithms a provider may allow: asymmetric ones alone, so no published key can ever be an HMAC secret (attack C2). */
-export const ALGORITHMS = [
-  'RS256',
-  'RS384',
-  'RS512',
-  'PS256',
-  'PS384',
-  'PS512',
-  'ES256',
-  'ES384',
-  'ES512',
-  'EdDSA',
-] as const;
+import { provider } from './config-provider.ts';
+import { jsonPointer, milliseconds, name, port } from './config-values.ts';
 
 /** How an identity can reach SQL; `src/upstream/` has a file for each. */
 export const SESSION_MODES = ['portable', 'pg_session_jwt', 'replica'] as const;
@@ -27,27 +15,6 @@ export const AUTHENTICATION_METHODS = ['password', 'oauth'] as const;
 
 /** Role attributes that put a session above Row-Level Security, or let it get there. */
 export const ROLE_ATTRIBUTES = ['SUPERUSER', 'BYPASSRLS', 'CREATEROLE', 'REPLICATION'] as const;
-
-/** A name in PostgreSQL: at most NAMEDATALEN - 1 = 63 bytes, no control characters. */
-const name = z
-  .string()
-  .min(1)
-  // eslint-disable-next-line no-control-regex
-  .regex(/^[^\u0000-\u001f\u007f]+$/, 'must not hold control characters')
-  .refine((text) => Buffer.byteLength(text) <= 63, 'must be at most 63 bytes');
-
-const port = z.int().min(1).max(65_535);
-const milliseconds = z
-  .int()
-  .min(0)
-  .max(2 ** 31 - 1);
-
-const jsonPointer = z
-  .string()
-  .regex(
-    /^(\/([^~/]|~0|~1)*)+$/,
-    'must be a JSON Pointer (RFC 6901), for instance "/app_metadata/role"',
-  );
 
 const secret = z
   .union([z.strictObject({ env: z.string().min(1) }), z.strictObject({ file: z.string().min(1) })])
@@ -114,44 +81,6 @@ const listen = z.strictObject({
     .strictObject({ ...discovery, scope: discovery.scope.default('openid') })
     .prefault({})
     .describe('What a client of method "oauth" is told that asks where to get a token.'),
-});
-
-const provider = z.strictObject({
-  issuer: z.string().min(1).describe('The exact "iss" of its tokens.'),
-  jwksUri: z.url().optional().describe('Where its keys are published. https, or http on loopback.'),
-  jwksFile: z.string().optional().describe('A JWKS on disk instead, for air-gapped use.'),
-  audience: z
-    .union([
-      z
-        .string()
-        .min(1)
-        .transform((one) => [one]),
-      z.array(z.string().min(1)).min(1),
-    ])
-    .optional()
-    .describe('One of these must be in "aud".'),
-  anyAudience: z
-    .boolean()
-    .default(false)
-    .describe(
-      'Accept tokens meant for any audience. Only for an issuer that serves this application alone.',
-    ),
-  algorithms: z.array(z.enum(ALGORITHMS)).min(1).default(['RS256', 'ES256', 'EdDSA']),
-  roles: z.array(name).min(1).describe('PostgreSQL roles that its users may ask for.'),
-  roleClaim: jsonPointer
-    .optional()
-    .describe(
-      'JSON Pointer to a claim (string or array of strings) that must name the role as well.',
-    ),
-  requiredClaims: z
-    .array(z.string().min(1))
-    .default([])
-    .describe('Claims that must be present beside exp, iss, sub and aud.'),
-  clockToleranceMs: milliseconds.max(300_000).default(30_000),
-  maxTokenAgeMs: milliseconds
-    .min(1)
-    .optional()
-    .describe('Refuse tokens whose "iat" is older than this.'),
 });
 
 const role = z.strictObject({

@@ -17,7 +17,7 @@ const FILES = readdirSync(SRC, { recursive: true, encoding: 'utf8' })
 /** From the ground up: a file imports from layers below its own, and from its own folder. */
 const LAYERS: readonly (readonly RegExp[])[] = [
   [/^errors\.ts$/],
-  [/^(config|config-rules|config-schema|deadline|exposure|limits|log|metrics)\.ts$/],
+  [/^(config(-\w+)?|deadline|exposure|limits|log|metrics|presets)\.ts$/],
   [/^(wire|identity|session-sql)\//],
   [/^(client|upstream|splice)\//],
   [/^connection\.ts$/],
@@ -35,7 +35,7 @@ const PACKAGES: Record<string, RegExp> = {
   'pg-protocol': /^wire\//,
   pino: /^(log\.ts$|cli\/)/,
   'prom-client': /^metrics\.ts$/,
-  zod: /^(config(-schema)?\.ts|identity\/)/,
+  zod: /^(config(-\w+)?\.ts|identity\/)/,
 };
 
 interface Import {

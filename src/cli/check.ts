@@ -7,6 +7,7 @@ import { readFileSync } from 'node:fs';
 import { createSecureContext } from 'node:tls';
 import { Command } from 'commander';
 import { DatabaseError } from 'pg';
+import { perIssuer } from '../config-provider.ts';
 import { loadConfig, readSecret, type Config } from '../config.ts';
 import { ConfigError, ProxyError, type ConfigProblem } from '../errors.ts';
 import { KeySet } from '../identity/jwks.ts';
@@ -95,8 +96,8 @@ function certificateProblems(config: Config): ConfigProblem[] {
 
 async function checkOnline(config: Config): Promise<ConfigProblem[]> {
   const found = await Promise.all([
-    ...Object.entries(config.providers).map(([name, provider]) =>
-      keyProblems(name, provider, config),
+    ...Object.entries(config.providers).flatMap(([name, provider]) =>
+      perIssuer(provider).map((one) => keyProblems(name, one, config)),
     ),
     ...Object.keys(config.upstreams).map((name) => upstreamProblems(name, config)),
   ]);

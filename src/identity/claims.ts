@@ -8,6 +8,7 @@
  */
 import type { ProviderConfig } from '../config.ts';
 import { printable, ProxyError } from '../errors.ts';
+import { brokenRule } from './rules.ts';
 import type { Claims } from './token.ts';
 
 /** Who asks, and under which rules. `user` is what StartupMessage said: unverified, for the message alone. */
@@ -15,6 +16,8 @@ export interface ClaimsContext {
   readonly id: string;
   readonly provider: ProviderConfig;
   readonly user: string;
+  /** The header's. */
+  readonly typ?: string | undefined;
 }
 
 // The last second of the year 9999, the largest date that PostgreSQL, JavaScript and people all read alike.
@@ -87,6 +90,8 @@ export function checkClaims(claims: Claims, context: ClaimsContext): string {
       throw rejected(name, 'is missing', context);
     }
   }
+  const broken = brokenRule(context.provider, claims, context.typ);
+  if (broken !== undefined) throw refused(broken, context);
   for (const [name, value] of Object.entries(claims)) {
     if (UNSTORABLE.test(name) || !isStorable(value)) {
       throw rejected(name, 'holds something that PostgreSQL cannot store unchanged', context);
@@ -127,8 +132,11 @@ function isStorable(value: unknown): boolean {
   );
 }
 
-function rejected(claim: string, problem: string, { user, id }: ClaimsContext): ProxyError {
-  const sentence = `claim "${printable(claim)}" ${problem}`;
+function rejected(claim: string, problem: string, context: ClaimsContext): ProxyError {
+  return refused(`claim "${printable(claim)}" ${problem}`, context);
+}
+
+function refused(sentence: string, { user, id }: ClaimsContext): ProxyError {
   return new ProxyError(
     'claims_rejected',
     { user },

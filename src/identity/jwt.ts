@@ -10,6 +10,7 @@ import { createHash } from 'node:crypto';
 import { compactVerify, type CryptoKey, errors } from 'jose';
 import NodeCache from 'node-cache';
 import type { Config, ProviderConfig } from '../config.ts';
+import { perIssuer } from '../config-provider.ts';
 import { printable, ProxyError } from '../errors.ts';
 import { checkClaims, checkTimes } from './claims.ts';
 import type { PublishedKeys } from './jwk.ts';
@@ -89,10 +90,12 @@ class TokenVerifier implements Verifier {
     this.#limits = config.limits;
     this.#now = options.now ?? Date.now;
     this.#trusts = new Map(
-      Object.entries(config.providers).map(([id, provider]) => [
-        provider.issuer,
-        { id, provider, keySet: new KeySet(id, provider, config.jwks, options) },
-      ]),
+      Object.entries(config.providers).flatMap(([id, all]) =>
+        perIssuer(all).map((provider) => [
+          provider.issuer,
+          { id, provider, keySet: new KeySet(id, provider, config.jwks, options) },
+        ]),
+      ),
     );
     this.#verdicts = new VerdictCache(config.limits.tokenCacheEntries);
   }
@@ -150,7 +153,7 @@ class TokenVerifier implements Verifier {
     const verified: VerifiedToken = Object.freeze({
       provider: trust.id,
       issuer: trust.provider.issuer,
-      subject: checkClaims(claims, context),
+      subject: checkClaims(claims, { ...context, typ }),
       kid,
       alg,
       claims,

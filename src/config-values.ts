@@ -1,0 +1,30 @@
+/**
+ * Kinds of values that several parts of the configuration have: names, ports, durations, JSON Pointers.
+ *
+ * Knows no setting.
+ */
+import { z } from 'zod';
+
+/** A name in PostgreSQL: at most NAMEDATALEN - 1 = 63 bytes, no control characters. */
+export const name = z
+  .string()
+  .min(1)
+  // eslint-disable-next-line no-control-regex
+  .regex(/^[^\u0000-\u001f\u007f]+$/, 'must not hold control characters')
+  .refine((text) => Buffer.byteLength(text) <= 63, 'must be at most 63 bytes');
+
+export const port = z.int().min(1).max(65_535);
+
+/** A duration that setTimeout can keep. */
+export const milliseconds = z
+  .int()
+  .min(0)
+  .max(2 ** 31 - 1);
+
+/** Where in the claims something is (RFC 6901). */
+export const jsonPointer = z
+  .string()
+  .regex(
+    /^(\/([^~/]|~0|~1)*)+$/,
+    'must be a JSON Pointer (RFC 6901), for instance "/app_metadata/role"',
+  );
