@@ -60,24 +60,25 @@ async function tryOut(block: Block, site: Site, { runners = {} }: DocumentOption
 export const RUNNERS: Readonly<Record<string, Runner>> = {
   /** It begins with who runs it: `-- the administrator`, `-- a superuser`, `-- alice`, `-- carol, as analyst`. */
   async sql({ code }, site) {
-    const [, who, role] = /^-- ((?:the |a )?\w+)(?:, as (\w+))?\n/.exec(code) ?? [];
+    const [, who, role] = /^-- ((?:the |a )?[\w-]+)(?:, as (\w+))?\n/.exec(code) ?? [];
     if (who === undefined) throw new Error('who runs it?');
     const name = { 'the administrator': 'admin', 'a superuser': 'superuser' }[who] ?? who;
     return transcript(await site.as(name, role), code);
   },
 
-  /** `sh`, or `sh status 1` where the command fails. */
+  /** `sh`, `sh status 1` where the command fails, or `sh with warnings` where it succeeds and yet complains. */
   async sh({ remark, code }, site) {
     const expected = Number(/^status (\d+)$/.exec(remark)?.[1] ?? 0);
     const { status, stdout, stderr } = await site.shell(code);
-    expect({ status, stderr }).toEqual({ status: expected, stderr: '' });
-    return stdout.trimEnd();
+    const warned = remark === 'with warnings' ? stderr : '';
+    expect({ status, stderr }).toEqual({ status: expected, stderr: warned });
+    return `${warned}${stdout}`.trimEnd();
   },
 
   /** `json token of carol`: her claims beside `sub`; `json configuration`: a part of proxy.config.json. */
   async json({ remark, code }, site) {
     const value = JSON.parse(code) as Record<string, unknown>;
-    const [, name] = /^token of (\w+)$/.exec(remark) ?? [];
+    const [, name] = /^token of ([\w-]+)$/.exec(remark) ?? [];
     if (name !== undefined) await site.giveToken(name, value);
     else if (remark === 'configuration') await site.configure(value);
     else throw new Error(`what is it? "${remark}"`);

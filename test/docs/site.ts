@@ -158,10 +158,13 @@ async function writeCommand(folder: string): Promise<void> {
   await chmod(file, 0o755);
 }
 
-/** Objects are merged, everything else is replaced. */
+/** Objects are merged, everything else is replaced, and so is a list of roles: a document shows it whole. */
 function merged(base: unknown, change: unknown): unknown {
   if (!isObject(base) || !isObject(change)) return change;
-  const entries = Object.entries(change).map(([key, value]) => [key, merged(base[key], value)]);
+  const entries = Object.entries(change).map(([key, value]) => [
+    key,
+    key === 'roles' ? value : merged(base[key], value),
+  ]);
   return { ...base, ...Object.fromEntries(entries) };
 }
 
