@@ -26,6 +26,7 @@ export function crossChecks(config: Config): ConfigProblem[] {
   checkUpstreams(config, report);
   checkRoutes(config, report);
   checkStartupParameters(config, report);
+  checkAdmin(config, report);
   return problems;
 }
 
@@ -180,6 +181,12 @@ function checkStartupParameters(config: Config, report: Report): void {
         `"${name}" can never pass: it says who somebody is, or loads code`,
       );
     }
+  }
+}
+
+function checkAdmin({ admin }: Config, report: Report): void {
+  if (admin !== undefined && admin.token === undefined && !isLoopback(admin.host)) {
+    report('admin.token', `is missing: ${admin.host} is not a loopback address`);
   }
 }
 

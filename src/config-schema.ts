@@ -252,9 +252,23 @@ export const schema = z.strictObject({
     .prefault({}),
   sessions: z
     .strictObject({
+      onTokenExpiry: z
+        .enum(['drain', 'terminate', 'ignore'])
+        .default('drain')
+        .describe(
+          'What happens to a session whose token expires: it ends when its transaction does, it ends at once, or nothing.',
+        ),
       graceMs: milliseconds
         .default(30_000)
         .describe('How long a running transaction may go on after its token expired.'),
+      noticeMs: milliseconds
+        .default(0)
+        .describe('How long before that the client is warned with a NOTICE; 0 never.'),
+      maxLifetimeMs: milliseconds
+        .default(0)
+        .describe(
+          'How long any session may last, whatever its tokens say; 0 for as long as they do.',
+        ),
       drainTimeoutMs: milliseconds
         .default(60_000)
         .describe('How long busy sessions may go on after SIGTERM.'),
@@ -275,6 +289,26 @@ export const schema = z.strictObject({
         .describe('Verified tokens remembered; 0 turns the cache off.'),
     })
     .prefault({}),
+  revocations: z
+    .strictObject({
+      file: z
+        .string()
+        .optional()
+        .describe('A JSON array of what is accepted no more, read again whenever it changes.'),
+    })
+    .prefault({}),
+  admin: z
+    .strictObject({
+      host: z.string().min(1).default('127.0.0.1'),
+      port: z.int().min(0).max(65_535).default(9187),
+      token: secret
+        .optional()
+        .describe(
+          'What administrators send as "Authorization: Bearer …". Required unless the address is loopback.',
+        ),
+    })
+    .optional()
+    .describe('The HTTP endpoint for administrators. Default: none.'),
   log: z
     .strictObject({ level: z.enum(['debug', 'info', 'warn', 'error', 'silent']).default('info') })
     .prefault({}),

@@ -132,8 +132,13 @@ function absolutePaths(config: Config, base: string): Config {
     }
     return out;
   };
+  const secret = (source: UpstreamConfig['secret']) =>
+    'file' in source ? { file: from(source.file) } : source;
   return {
     ...config,
+    ...(config.admin?.token && { admin: { ...config.admin, token: secret(config.admin.token) } }),
+    revocations:
+      config.revocations.file === undefined ? {} : { file: from(config.revocations.file) },
     listen: { ...config.listen, tls: tls(config.listen.tls) },
     providers: mapValues(config.providers, (one) =>
       one.jwksFile === undefined ? one : { ...one, jwksFile: from(one.jwksFile) },
@@ -141,7 +146,7 @@ function absolutePaths(config: Config, base: string): Config {
     upstreams: mapValues(config.upstreams, (one) => ({
       ...one,
       tls: tls(one.tls),
-      secret: 'file' in one.secret ? { file: from(one.secret.file) } : one.secret,
+      secret: secret(one.secret),
     })),
   };
 }

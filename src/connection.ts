@@ -13,13 +13,15 @@ import { handshake, type HandshakeOptions, type Startup } from './client/handsha
 import { askForToken } from './client/login.ts';
 import { farewell, FLUSH_MS, sniOf, type Client } from './client/stream.ts';
 import { welcome } from './client/welcome.ts';
-import { at, LoginDeadline } from './deadline.ts';
+import type { Config } from './config.ts';
+import { believedUntil, LoginDeadline, SessionClock } from './deadline.ts';
 import { ProxyError } from './errors.ts';
-import type { VerifiedToken, Verifier } from './identity/jwt.ts';
 import type { Asking, Discovery } from './identity/authentication.ts';
+import type { VerifiedToken, Verifier } from './identity/jwt.ts';
 import type { Identity } from './identity/policy.ts';
+import { createRenewal } from './renewal.ts';
 import { splice, type Outcome } from './splice/splice.ts';
-import { encodeErrorResponse } from './wire/backend.ts';
+import { encodeErrorResponse, encodeNotice } from './wire/backend.ts';
 import type { Cancels } from './upstream/cancel.ts';
 import type { Lease } from './upstream/pool.ts';
 
@@ -30,15 +32,15 @@ export interface ConnectionContext {
   readonly cancels: Cancels;
   readonly maxTokenBytes: number;
   readonly loginTimeoutMs: number;
-  readonly expiryGraceMs: number;
+  readonly sessions: Config['sessions'];
   /** Counts a client in, and returns how to count it out again. Throws `too_many_clients`, `draining`. */
   admit(): () => void;
   /** Nobody, where this startup needs no token. Throws `role_forbidden`. */
   anonymous(startup: Startup): Identity | undefined;
-  /** Who a verified token's holder is for this startup. Throws `role_forbidden`. */
-  authorize(startup: Startup, token: VerifiedToken): Identity;
   /** What a client hears that signs in by OAUTHBEARER and has no token yet; `undefined` for one that signs in by password. */
   discovery(asking: Asking): Discovery | undefined;
+  /** Who a verified token's holder is for this startup. Throws `role_forbidden`. */
+  authorize(startup: Startup, token: VerifiedToken): Identity;
   acquire(
     identity: Identity,
     parameters: ReadonlyMap<string, string>,
@@ -57,6 +59,8 @@ export interface ConnectionLog {
   onStartup(startup: Startup): void;
   onIdentity(identity: Identity): void;
   onWelcome(lease: Lease, finish: Finish): void;
+  onRenewal(identity: Identity): void;
+  onRenewalRefused(error: ProxyError): void;
   onRefusal(error: ProxyError): void;
   onEnd(outcome: Outcome): void;
 }
@@ -82,12 +86,17 @@ export async function serve(
     countOut = context.admit();
     const identity = await identify(client, startup, context, login);
     log.onIdentity(identity);
-    const lease = await context.acquire(identity, startup.parameters, login.signal);
+    const expiresAt = believedUntil(identity.expiresAt, context.sessions);
+    const lease = await context.acquire(
+      { ...identity, expiresAt },
+      startup.parameters,
+      login.signal,
+    );
     const cancelKey = context.cancels.register(lease.cancelTarget, startup.minor);
     try {
       await login.bound(welcome(client, { greeting: lease.greeting, cancelKey }));
       login.over();
-      outcome = await spliceUntil(identity.expiresAt, client, lease, context, log);
+      outcome = await serveSession(client, { startup, identity, lease }, context, log);
       log.onEnd(outcome);
     } finally {
       const busy = outcome?.busy ?? true;
@@ -133,22 +142,47 @@ async function identify(
 }
 
 /** The long middle, which ends with the token at the latest. */
-async function spliceUntil(
-  expiresAt: number,
+async function serveSession(
   client: Client,
-  lease: Lease,
+  { startup, identity, lease }: { startup: Startup; identity: Identity; lease: Lease },
   context: ConnectionContext,
   log: ConnectionLog,
 ): Promise<Outcome> {
-  const session = splice(client, lease.peer);
-  const expiry = at(expiresAt, () => {
-    const hint = 'Reconnect with a fresh token.';
-    session.finish(new ProxyError('session_expired', { hint }), context.expiryGraceMs);
+  const judge = createRenewal(
+    {
+      startup,
+      identity,
+      lease,
+      onRenewal(renewed) {
+        clock.renew(renewed.expiresAt);
+        log.onRenewal(renewed);
+      },
+      onRefusal: (error) => log.onRenewalRefused(error),
+    },
+    context,
+  );
+  const session = splice(client, lease.peer, { judge });
+  const clock = new SessionClock(context.sessions, identity.expiresAt, {
+    onNotice: (leftMs) => session.say(expiryNotice(leftMs)),
+    onEnd: (error, graceMs) => session.finish(error, graceMs),
   });
   try {
-    log.onWelcome(lease, (error, graceMs) => session.finish(error, graceMs));
+    log.onWelcome(lease, (error, graceMs) => {
+      // Nothing more is to be read or written as somebody who may no longer be anybody.
+      if (ProxyError.is(error, 'session_revoked')) void lease.disown();
+      session.finish(error, graceMs);
+    });
     return await session.done;
   } finally {
-    expiry.cancel();
+    clock.cancel();
   }
+}
+
+function expiryNotice(leftMs: number): Buffer {
+  return encodeNotice({
+    severity: 'NOTICE',
+    sqlstate: '01000',
+    message: `the token expires in ${Math.ceil(leftMs / 1000)} s`,
+    hint: "Reconnect with a fresh token, or SET pgjot.token = '…'.",
+  });
 }

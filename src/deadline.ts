@@ -3,6 +3,7 @@
  *
  * Only tells the time; what happens then is up to the connection.
  */
+import type { Config } from './config.ts';
 import type { Duplex } from 'node:stream';
 import { ProxyError } from './errors.ts';
 
@@ -65,11 +66,80 @@ export class LoginDeadline {
   }
 }
 
+// The last millisecond of the year 9999, which PostgreSQL and JavaScript both know.
+const END_OF_TIME = 253_402_300_799_999;
+
+/** What a session's clock sets off. */
+export interface SessionAlarms {
+  /** The token expires in `leftMs`. */
+  onNotice(leftMs: number): void;
+  /** The session is to end, within `graceMs` if it is busy. */
+  onEnd(error: ProxyError, graceMs: number): void;
+}
+
+/** When a session must be over: by its token, which may be renewed, and by the longest lifetime, which may not. */
+export class SessionClock {
+  readonly #rules: Config['sessions'];
+  readonly #alarms: SessionAlarms;
+  readonly #startedAt = Date.now();
+  readonly #lifetime: Alarm | undefined;
+  #ofToken: Alarm[] = [];
+
+  constructor(rules: Config['sessions'], expiresAt: number, alarms: SessionAlarms) {
+    this.#rules = rules;
+    this.#alarms = alarms;
+    if (rules.maxLifetimeMs > 0) {
+      this.#lifetime = at(this.#startedAt + rules.maxLifetimeMs, () =>
+        alarms.onEnd(new ProxyError('lifetime_over', { hint: 'Reconnect.' }), rules.graceMs),
+      );
+    }
+    this.renew(expiresAt);
+  }
+
+  /** The token at hand now expires at `expiresAt`, in ms since the epoch. */
+  renew(expiresAt: number): void {
+    for (const alarm of this.#ofToken) alarm.cancel();
+    this.#ofToken = [];
+    const { onTokenExpiry, graceMs, noticeMs } = this.#rules;
+    if (onTokenExpiry === 'ignore' || expiresAt === Infinity) return;
+    const end = () => {
+      const hint = 'Reconnect with a fresh token.';
+      const grace = onTokenExpiry === 'terminate' ? 0 : graceMs;
+      this.#alarms.onEnd(new ProxyError('session_expired', { hint }), grace);
+    };
+    this.#ofToken.push(at(expiresAt, end));
+    if (noticeMs === 0) return;
+    const notice = () => this.#alarms.onNotice(Math.max(expiresAt - Date.now(), 0));
+    this.#ofToken.push(at(expiresAt - noticeMs, notice));
+  }
+
+  cancel(): void {
+    for (const alarm of this.#ofToken) alarm.cancel();
+    this.#lifetime?.cancel();
+  }
+}
+
+/** Until when SQL may believe an identity: for as long as a session with this token can still be running a statement. */
+export function believedUntil(expiresAt: number, rules: Config['sessions']): number {
+  const { onTokenExpiry, graceMs, maxLifetimeMs } = rules;
+  const byToken =
+    onTokenExpiry === 'ignore'
+      ? END_OF_TIME
+      : expiresAt + (onTokenExpiry === 'drain' ? graceMs : 0);
+  const byLifetime = maxLifetimeMs > 0 ? Date.now() + maxLifetimeMs + graceMs : END_OF_TIME;
+  return Math.min(byToken, byLifetime, END_OF_TIME);
+}
+
+/** Something that will happen unless it is cancelled. */
+export interface Alarm {
+  cancel(): void;
+}
+
 // setTimeout() takes a longer delay for 1 ms: a token with a far expiry would end its session at once.
 const LONGEST_TIMEOUT_MS = 2 ** 31 - 1;
 
 /** Calls `then` when the wall clock says `time` (ms since the epoch), however far that is. */
-export function at(time: number, then: () => void): { cancel(): void } {
+export function at(time: number, then: () => void): Alarm {
   let timer: NodeJS.Timeout;
   const arm = () => {
     const left = time - Date.now();

@@ -78,6 +78,7 @@ export const ERRORS = {
   token_rejected: row('28P01', 'FATAL', AUTH_FAILED, 401, 'info'),
   token_expired: row('28P01', 'FATAL', AUTH_FAILED, 401, 'info'),
   claims_rejected: row('28P01', 'FATAL', AUTH_FAILED, 401, 'info'),
+  token_revoked: row('28P01', 'FATAL', AUTH_FAILED, 401, 'warn'),
   oauth_discovery: row(OAUTH_FAILED.sqlstate, 'FATAL', OAUTH_FAILED.message, 401, 'info'),
   authzid_unsupported: row(
     '0A000',
@@ -125,6 +126,20 @@ export const ERRORS = {
     '25P03',
     'FATAL',
     'terminating connection due to idle-in-transaction timeout',
+    undefined,
+    'info',
+  ),
+  session_revoked: row(
+    '57P01',
+    'FATAL',
+    'terminating connection because its token is accepted no more',
+    undefined,
+    'warn',
+  ),
+  lifetime_over: row(
+    '57P01',
+    'FATAL',
+    'terminating connection because its longest lifetime is over',
     undefined,
     'info',
   ),

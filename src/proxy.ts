@@ -1,23 +1,20 @@
 /**
- * The proxy: puts the parts together, accepts clients, and ends them in good order.
+ * The proxy: puts the parts together, accepts clients, takes new configurations, and ends everything in good order.
  *
  * Public API of the package: `createProxy(config)` and the configuration it takes.
  */
-import { constants, randomUUID } from 'node:crypto';
-import { readFileSync } from 'node:fs';
 import type { Server, Socket } from 'node:net';
-import { createSecureContext, type SecureContext } from 'node:tls';
 import { addressOf, listen, type Address } from './accept/tcp.ts';
+import { startAdmin, type Admin } from './admin.ts';
 import type { Config } from './config.ts';
-import { serve, type ConnectionContext, type ConnectionLog, type Finish } from './connection.ts';
+import { createConnectionLog } from './connection-log.ts';
+import { serve, type Finish } from './connection.ts';
 import { ConfigError, ProxyError } from './errors.ts';
-import { clientTlsMode } from './exposure.ts';
-import { chooseAuthentication } from './identity/authentication.ts';
-import { createVerifier } from './identity/jwt.ts';
-import { decide, decideAnonymous, type Identity } from './identity/policy.ts';
-import { createLogger, describeClient, explain, type Logger } from './log.ts';
+import { createGeneration, type Generation, type House } from './generation.ts';
+import type { Identity } from './identity/policy.ts';
+import { createLogger, type Logger } from './log.ts';
 import { createCancels } from './upstream/cancel.ts';
-import { createPool, type Pool } from './upstream/pool.ts';
+import type { Pool } from './upstream/pool.ts';
 
 export { loadConfig, parseConfig, type Config, type ConfigInput } from './config.ts';
 export { ConfigError, ProxyError, type ErrorCode } from './errors.ts';
@@ -26,6 +23,15 @@ export { ConfigError, ProxyError, type ErrorCode } from './errors.ts';
 export interface Proxy {
   /** Begins to accept clients; resolves with where. @throws the system's error when the address cannot be bound. */
   start(): Promise<Address>;
+  /**
+   * Takes another configuration: for new connections at once, while sessions that it still grants go on. Sessions whose
+   * provider, role or upstream is gone end. What is listened on changes only with a restart.
+   *
+   * @throws {ConfigError} when a file or secret that it names cannot be read; then nothing has changed.
+   */
+  reload(config: Config): void;
+  /** Accepts these tokens no more, and ends their sessions. @throws {z.ZodError} when the entry is none. */
+  revoke(entry: unknown): void;
   /** Refuses new clients, ends idle sessions, lets busy ones finish for `sessions.drainTimeoutMs`, then closes. */
   drain(): Promise<void>;
   /** Ends every session now; resolves when every socket, timer and slot is given back. */
@@ -38,6 +44,8 @@ export interface Proxy {
     clients: number;
     /** The slots of each upstream, by role. */
     upstreams: Record<string, ReturnType<Pool['counts']>>;
+    /** Where the endpoint for administrators listens, once it does. */
+    adminPort: number | undefined;
   };
 }
 
@@ -45,6 +53,8 @@ export interface Proxy {
 export interface ProxyOptions {
   /** Default: JSON lines on standard output. */
   readonly logger?: Logger;
+  /** Reads the configuration again, for administrators who ask for that. @throws {ConfigError} */
+  readonly readConfig?: () => Config;
 }
 
 // How many sockets may be open beyond `limits.maxClients`: cancels, and those that are to hear that the house is full.
@@ -54,6 +64,8 @@ const MAX_STRANGERS = 256;
 interface Connection {
   /** Ends its session; until there is one, its login. */
   finish: Finish;
+  /** Whose session it is, once it is one. */
+  identity: Identity | undefined;
   gone: Promise<void>;
 }
 
@@ -64,76 +76,76 @@ interface Connection {
  */
 export function createProxy(
   config: Config,
-  { logger = createLogger(config.log) }: ProxyOptions = {},
+  { logger = createLogger(config.log), readConfig }: ProxyOptions = {},
 ): Proxy {
-  const verifier = createVerifier(config, {
-    onKeyProblem: (provider, problem) => logger.warn({ event: 'key_problem', provider, problem }),
-  });
-  const pools = new Map(
-    Object.entries(config.upstreams).map(([id, upstream]) => [
-      id,
-      createPool(upstream, `upstreams.${id}`, {
-        onQuarantine(slot, error) {
-          logger.error({ event: 'slot_quarantined', upstream: id, slot, ...explain(error) });
-        },
-        onLookupFailed(error) {
-          logger.warn({ event: 'lookup_failed', upstream: id, ...explain(error) });
-        },
-        onHealed(slot) {
-          logger.info({ event: 'slot_healed', upstream: id, slot });
-        },
-        onHealingFailed(slot, error) {
-          logger.error({ event: 'slot_not_healed', upstream: id, slot, ...explain(error) });
-        },
-      }),
-    ]),
-  );
-  const context: ConnectionContext = {
-    handshake: {
-      tlsMode: clientTlsMode(config),
-      secureContext: loadCertificate(config),
-      allowParameters: config.startupParameters.allow,
-    },
-    verifier,
+  const connections = new Set<Connection>();
+  const retired = new Set<Promise<void>>();
+  let clients = 0;
+  let server: Server | undefined;
+  let admin: Admin | undefined;
+  let leaving = false;
+
+  const house: House = {
+    logger,
     cancels: createCancels(),
-    maxTokenBytes: config.limits.maxTokenBytes,
-    loginTimeoutMs: config.limits.loginTimeoutMs,
-    expiryGraceMs: config.sessions.graceMs,
-    admit() {
+    admit(limit) {
       if (leaving) throw new ProxyError('draining');
-      if (clients >= config.limits.maxClients) throw new ProxyError('too_many_clients');
+      if (clients >= limit) throw new ProxyError('too_many_clients');
       clients++;
       return () => {
         clients--;
       };
     },
-    anonymous: (startup) => decideAnonymous(config, startup),
-    discovery: (asking) => chooseAuthentication(config, asking),
-    authorize: (startup, token) => decide(config, startup, token),
-    acquire: (identity, parameters, signal) =>
-      (pools.get(identity.upstream) as Pool).acquire(identity, parameters, signal),
+    onRevocation: () => connections.forEach(endIfObjected),
   };
-  const connections = new Set<Connection>();
-  let clients = 0;
-  let server: Server | undefined;
-  let leaving = false;
+  let generation: Generation = createGeneration(config, house);
+
+  /** Ends a session that the configuration, or a revocation, grants no more. */
+  function endIfObjected({ identity, finish }: Connection): void {
+    const objection = identity && generation.objection(identity);
+    if (objection === undefined) return;
+    finish(new ProxyError('session_revoked', { cause: new Error(objection) }), 0);
+  }
 
   const onArrival = (socket: Socket): void => {
+    const { config: current, context } = generation;
     // Whoever wants to log in is counted when they say so: a cancel must get through when the house is full.
-    if (connections.size >= config.limits.maxClients + MAX_STRANGERS) {
+    if (connections.size >= current.limits.maxClients + MAX_STRANGERS) {
       socket.destroy();
       return;
     }
     const address = socket.remoteAddress ?? '';
-    const connection: Connection = { finish: () => {}, gone: Promise.resolve() };
-    const log = createConnectionLog(logger, address, (finish) => {
-      connection.finish = finish;
-      if (leaving) finish(new ProxyError('shutdown'), config.sessions.drainTimeoutMs);
+    const connection: Connection = {
+      finish: () => {},
+      identity: undefined,
+      gone: Promise.resolve(),
+    };
+    const log = createConnectionLog(logger, address, {
+      onFinishable(finish) {
+        connection.finish = finish;
+        if (leaving) finish(new ProxyError('shutdown'), current.sessions.drainTimeoutMs);
+      },
+      onSession(identity) {
+        connection.identity = identity;
+        // It may have been revoked while it was on its way.
+        endIfObjected(connection);
+      },
     });
     connections.add(connection);
     connection.gone = serve(socket, address, context, log).finally(() => {
       connections.delete(connection);
     });
+  };
+
+  const reload = (next: Config): void => {
+    const previous = generation;
+    generation = createGeneration(next, house, previous);
+    generation.context.verifier.warm();
+    const retiring = previous.retire(generation).finally(() => retired.delete(retiring));
+    retired.add(retiring);
+    logger.level = next.log.level;
+    logger.info({ event: 'reloaded', needsRestart: settingsThatNeedRestart(config, next) });
+    connections.forEach(endIfObjected);
   };
 
   const leave = async (graceMs: number): Promise<void> => {
@@ -143,109 +155,50 @@ export function createProxy(
     );
     for (const connection of connections) connection.finish(new ProxyError('shutdown'), graceMs);
     await Promise.all([...connections].map(({ gone }) => gone));
-    await closed;
-    await Promise.all([...pools.values()].map((pool) => pool.close()));
-    verifier.close();
+    await Promise.all([closed, admin?.close()]);
+    await Promise.all([generation.retire(), ...retired]);
   };
 
   return {
     async start() {
       const { host, port } = config.listen;
+      generation.context.verifier.warm();
       server = await listen({ host, port }, onArrival, (error) => {
         logger.error({ event: 'accept_failed', cause: error.message });
       });
+      if (config.admin !== undefined) {
+        admin = await startAdmin(config.admin, {
+          revoke: (entry) => generation.revocations.add(entry),
+          reload() {
+            if (readConfig === undefined) {
+              throw new ConfigError([{ path: '(top level)', message: 'was not read from a file' }]);
+            }
+            reload(readConfig());
+          },
+        });
+      }
       return addressOf(server);
     },
-    drain: () => leave(config.sessions.drainTimeoutMs),
+    reload,
+    revoke: (entry) => generation.revocations.add(entry),
+    drain: () => leave(generation.config.sessions.drainTimeoutMs),
     close: () => leave(0),
     counts: () => ({
       connections: connections.size,
       clients,
-      upstreams: Object.fromEntries([...pools].map(([id, pool]) => [id, pool.counts()])),
+      upstreams: Object.fromEntries([...generation.pools].map(([id, pool]) => [id, pool.counts()])),
+      adminPort: admin?.port,
     }),
   };
 }
 
-/** Writes the log lines of one connection: one for its login, one for its end. */
-function createConnectionLog(
-  logger: Logger,
-  address: string,
-  onFinishable: (finish: Finish) => void,
-): ConnectionLog {
-  const session = randomUUID();
-  const arrived = performance.now();
-  let who: object = {};
-  let identity: Identity | undefined;
-  let welcomedAt = arrived;
-  const elapsed = (since: number) => Math.round(performance.now() - since);
-  const line = () => ({ session, address, ...who, ...describeIdentity(identity) });
-
-  return {
-    session,
-    onArrival: onFinishable,
-    onStartup: ({ user, database }) => {
-      who = describeClient(user, database);
-    },
-    onIdentity: (verified) => {
-      identity = verified;
-    },
-    onWelcome: ({ slot, cancelTarget: { processId: backendPid } }, finish) => {
-      welcomedAt = performance.now();
-      logger.info({
-        event: 'login',
-        outcome: 'accepted',
-        ...line(),
-        slot,
-        backendPid,
-        durationMs: elapsed(arrived),
-      });
-      onFinishable(finish);
-    },
-    onRefusal: (error) => {
-      logger[error.spec.log]({
-        event: 'login',
-        outcome: error.code === 'oauth_discovery' ? 'discovery' : 'refused',
-        ...line(),
-        ...explain(error),
-        durationMs: elapsed(arrived),
-      });
-    },
-    onEnd: ({ endedBy, error, bytes }) => {
-      logger[error?.spec.log ?? 'info']({
-        event: 'session_end',
-        ...line(),
-        endedBy,
-        ...(error && explain(error)),
-        bytes,
-        durationMs: elapsed(welcomedAt),
-      });
-    },
-  };
-}
-
-function describeIdentity(identity: Identity | undefined): object {
-  if (identity === undefined) return {};
-  const { provider, issuer, subject, kid, role, upstream } = identity;
-  return { provider, issuer, subject, kid, role, upstream };
-}
-
-function loadCertificate(config: Config): SecureContext | undefined {
-  const { certFile, keyFile } = config.listen.tls;
-  if (clientTlsMode(config) === 'disable' || certFile === undefined || keyFile === undefined)
-    return undefined;
-  try {
-    return createSecureContext({
-      cert: readFileSync(certFile),
-      key: readFileSync(keyFile),
-      // Attack A14: a stranger would have us do key exchange after key exchange. PostgreSQL refuses it too.
-      secureOptions: constants.SSL_OP_NO_RENEGOTIATION,
-    });
-  } catch (error) {
-    throw new ConfigError([
-      {
-        path: 'listen.tls',
-        message: `certificate or key cannot be used (${(error as NodeJS.ErrnoException).code ?? 'unknown error'})`,
-      },
-    ]);
-  }
+/** What has been bound at the start and stays as it was. */
+function settingsThatNeedRestart(before: Config, after: Config): string[] {
+  const bound = (config: Config): Record<string, unknown> => ({
+    'listen.host': config.listen.host,
+    'listen.port': config.listen.port,
+    admin: JSON.stringify(config.admin),
+  });
+  const [old, current] = [bound(before), bound(after)];
+  return Object.keys(old).filter((name) => old[name] !== current[name]);
 }

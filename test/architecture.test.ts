@@ -20,8 +20,9 @@ const LAYERS: readonly (readonly RegExp[])[] = [
   [/^(config(-\w+)?|deadline|exposure|limits|log|metrics|presets)\.ts$/],
   [/^(wire|identity|session-sql)\//],
   [/^(client|upstream|splice)\//],
+  [/^renewal\.ts$/],
   [/^connection\.ts$/],
-  [/^accept\//, /^admin\.ts$/],
+  [/^accept\//, /^(admin|connection-log|generation)\.ts$/],
   [/^proxy\.ts$/],
   [/^cli\//],
 ];
@@ -35,7 +36,7 @@ const PACKAGES: Record<string, RegExp> = {
   'pg-protocol': /^wire\//,
   pino: /^(log\.ts$|cli\/)/,
   'prom-client': /^metrics\.ts$/,
-  zod: /^(config(-\w+)?\.ts|identity\/)/,
+  zod: /^((admin|config(-\w+)?)\.ts$|identity\/)/,
 };
 
 interface Import {

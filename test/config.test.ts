@@ -64,15 +64,25 @@ describe('defaults', () => {
       freshMs: 300_000,
       staleMs: 3_600_000,
       cooldownMs: 30_000,
+      retryMs: 1_000,
+      maxRetryMs: 60_000,
       timeoutMs: 5_000,
       maxBytes: 262_144,
       maxKeys: 100,
-    });
-    expect(config.sessions).toEqual({ graceMs: 30_000, drainTimeoutMs: 60_000 });
       maxKeysTried: 4,
       maxUnknownKids: 1_000,
       fileCheckMs: 1_000,
       privateHosts: [],
+    });
+    expect(config.sessions).toEqual({
+      onTokenExpiry: 'drain',
+      graceMs: 30_000,
+      noticeMs: 0,
+      maxLifetimeMs: 0,
+      drainTimeoutMs: 60_000,
+    });
+    expect(config.revocations).toEqual({});
+    expect(config.admin).toBe(undefined);
     expect(config.limits).toEqual({
       maxClients: 10_000,
       loginTimeoutMs: 10_000,

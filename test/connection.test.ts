@@ -95,7 +95,13 @@ async function arrive(change: (house: House) => void = () => {}) {
     cancels: createCancels(),
     maxTokenBytes: 1_000,
     loginTimeoutMs: 5_000,
-    expiryGraceMs: 5_000,
+    sessions: {
+      onTokenExpiry: 'drain',
+      graceMs: 5_000,
+      noticeMs: 0,
+      maxLifetimeMs: 0,
+      drainTimeoutMs: 5_000,
+    },
     admit: () => {
       events.push('admit');
       return () => events.push('leave');
@@ -113,6 +119,8 @@ async function arrive(change: (house: House) => void = () => {}) {
         greeting: [GREETING],
         slot: 'pgjot_authenticated_1',
         cancelTarget: { upstream: fake.upstreamAt(1), processId: 9, secretKey: Buffer.alloc(4) },
+        renew: undefined,
+        disown: async () => void events.push('disown'),
         release: async (busy) => {
           events.push(`release ${busy ? 'busy' : 'idle'}`);
           peer.stream.destroy();
@@ -133,6 +141,8 @@ async function arrive(change: (house: House) => void = () => {}) {
       seen.finish = finish;
       events.push('welcome');
     },
+    onRenewal: () => events.push('renewal'),
+    onRenewalRefused: (error) => events.push(`renewal refused ${error.code}`),
     onRefusal: (error) => {
       seen.refusal = error;
       events.push(`refused ${error.code}`);

@@ -2,23 +2,21 @@
  * `pgjot start`: runs the proxy of a configuration file until it is told to stop.
  *
  * SIGTERM or SIGINT lets sessions finish (`sessions.drainTimeoutMs`); a second one ends them at once.
- * SIGHUP does not reload the configuration yet: it is logged and ends nothing.
+ * SIGHUP, and each change of the file, has the configuration read again; a wrong one changes nothing and is logged.
  */
+import { unwatchFile, watchFile } from 'node:fs';
 import { Command } from 'commander';
 import { loadConfig } from '../config.ts';
-import { createLogger } from '../log.ts';
-import { createProxy } from '../proxy.ts';
+import { ConfigError } from '../errors.ts';
+import { createLogger, type Logger } from '../log.ts';
+import { createProxy, type Proxy } from '../proxy.ts';
 import { CommandError } from './failure.ts';
 import { stopRequests } from './signals.ts';
 
 /** Where a configuration is looked for. */
 export const CONFIG_FILE = 'proxy.config.json';
 
-// Unless somebody listens for it, SIGHUP ends the process: a `systemctl reload` would end every session.
-const RELOAD_UNSUPPORTED = {
-  event: 'reload_unsupported',
-  advice: 'the configuration is read at start only; restart pgjot to apply a changed one',
-};
+const WATCH_MS = 1_000;
 
 /** The command. */
 export function startCommand(): Command {
@@ -29,9 +27,10 @@ export function startCommand(): Command {
       using stop = stopRequests(['SIGTERM', 'SIGINT']);
       const settings = loadConfig(config);
       const logger = createLogger(settings.log);
-      const onHangup = () => logger.warn(RELOAD_UNSUPPORTED);
-      process.on('SIGHUP', onHangup);
-      const proxy = createProxy(settings, { logger });
+      const proxy = createProxy(settings, { logger, readConfig: () => loadConfig(config) });
+      const onChange = () => reload(proxy, config, logger);
+      process.on('SIGHUP', onChange);
+      watchFile(config, { interval: WATCH_MS, persistent: false }, onChange);
       try {
         logger.info({ event: 'listening', ...(await listening(proxy)) });
         await stop.first;
@@ -39,9 +38,19 @@ export function startCommand(): Command {
         await Promise.race([proxy.drain(), stop.second]);
       } finally {
         await proxy.close();
-        process.off('SIGHUP', onHangup);
+        unwatchFile(config, onChange);
+        process.off('SIGHUP', onChange);
       }
     });
+}
+
+function reload(proxy: Proxy, file: string, logger: Logger): void {
+  try {
+    proxy.reload(loadConfig(file));
+  } catch (error) {
+    if (!(error instanceof ConfigError)) throw error;
+    logger.error({ event: 'reload_failed', problems: error.problems });
+  }
 }
 
 /**

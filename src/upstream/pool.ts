@@ -31,11 +31,24 @@ export interface Lease {
   /** The LOGIN role, for the log. */
   readonly slot: string;
   /**
+   * Gives the session the claims and the end of another token of the same subject. Undefined where the session mode
+   * cannot.
+   *
+   * @throws {ProxyError} claims_too_large, lookup_empty, lookup_failed, upstream_unreachable, upstream_rejected,
+   *   upstream_login_rejected, or the signal's reason.
+   */
+  readonly renew: ((identity: Verified, signal: AbortSignal) => Promise<void>) | undefined;
+  /** Takes the identity off at once, for whoever it was revoked; the session goes on as nobody's. Never throws. */
+  disown(): Promise<void>;
+  /**
    * Takes the identity off and closes the session, cancelling what it still runs when it is `busy`; resolves
    * when its connection is closed. The slot is free when the backend is gone. Never throws; only the first call counts.
    */
   release(busy: boolean): Promise<void>;
 }
+
+/** What a pool has to know of an identity. */
+export type Verified = Pick<Identity, 'role' | 'subject' | 'claims' | 'expiresAt'>;
 
 /** The sessions of one upstream. */
 export interface Pool {
@@ -47,7 +60,7 @@ export interface Pool {
    *   lookup_empty, lookup_failed, or the signal's reason.
    */
   acquire(
-    identity: Pick<Identity, 'role' | 'subject' | 'claims' | 'expiresAt'>,
+    identity: Verified,
     parameters: ReadonlyMap<string, string>,
     signal: AbortSignal,
   ): Promise<Lease>;
@@ -113,21 +126,21 @@ export function createPool(
     healing,
   };
 
-  /** The chosen claims, and what is to be known of the subject; of nobody nothing is. */
-  const claimsOf = async (
-    { subject, claims }: Pick<Identity, 'subject' | 'claims'>,
-    signal: AbortSignal,
-  ): Promise<SessionClaims> => ({
-    claims: chooseClaims(claims, upstream.sessionClaims),
-    lookup: subject === undefined ? undefined : await lookup?.row(claims, signal),
-  });
+  /** With the chosen claims, and what is to be known of the subject; of nobody nothing is. */
+  const describe = async (verified: Verified, signal: AbortSignal): Promise<SessionIdentity> => {
+    const claims: SessionClaims = {
+      claims: chooseClaims(verified.claims, upstream.sessionClaims),
+      lookup:
+        verified.subject === undefined ? undefined : await lookup?.row(verified.claims, signal),
+    };
+    return { ...verified, claims };
+  };
 
   const admit: Pool['acquire'] = async (verified, parameters, signal) => {
     const { role } = verified;
     const slots = slotsByRole.get(role);
     if (slots === undefined) throw new ProxyError('role_forbidden', { role });
-    const claims = await claimsOf(verified, signal);
-    const identity: SessionIdentity = { ...verified, claims };
+    const identity = await describe(verified, signal);
     const open: Opener = (slot, until) =>
       connect(
         upstream,
@@ -160,7 +173,22 @@ export function createPool(
       void release(false);
       throw error;
     }
-    return { peer: connection, greeting, cancelTarget, slot: slot.name, release };
+    return {
+      peer: connection,
+      greeting,
+      cancelTarget,
+      slot: slot.name,
+      renew:
+        mode.renew &&
+        (async (renewed, until) => {
+          const wanted = await describe(renewed, until);
+          // Its backend may have been left, or soon be somebody else's.
+          if (released !== undefined) throw new ProxyError('client_lost');
+          await mode.renew?.(backend, wanted);
+        }),
+      disown: () => control.unbind(backend).then(nothing, nothing),
+      release,
+    };
   };
 
   return {
@@ -205,6 +233,8 @@ async function leave(
   // PostgreSQL does not end what hangs in the kernel; whoever gets this slot next would be refused.
   slot.quarantine(QUARANTINE_MS);
 }
+
+const nothing = () => {};
 
 /** Whether a question to the control connection failed because PostgreSQL said so. */
 function isAnswer(error: unknown): boolean {

@@ -8,12 +8,14 @@ import { encodeQuery } from '../wire/frontend.ts';
 import { ask } from './ask.ts';
 import type { Control } from './control.ts';
 import { assertUser, setupFailed, USER_ID } from './self-check.ts';
-import type { SessionMode } from './session.ts';
+import type { Hello, SessionIdentity, SessionMode } from './session.ts';
 
 const QUESTION = encodeQuery(`select ${USER_ID}`);
 
 /** The mode, by way of this control connection. */
 export function createPortableMode(control: Control): SessionMode {
+  const bind = (backend: Hello, { claims, expiresAt }: SessionIdentity) =>
+    control.bind(backend, encodeClaims(claims), expiresAt);
   return {
     startupParameters: async () => [],
     async install(connection, backend, identity, signal) {
@@ -22,10 +24,11 @@ export function createPortableMode(control: Control): SessionMode {
       }
       // Nobody's session has no row: what an earlier backend with this pid left would not match it either.
       if (identity.subject !== undefined) {
-        await control.bind(backend, encodeClaims(identity.claims), identity.expiresAt);
+        await bind(backend, identity);
       }
       const [answer] = await ask(connection, QUESTION, signal);
       assertUser(answer, identity, 'pgjot.user_id() is not the subject that was verified');
     },
+    renew: bind,
   };
 }

@@ -55,6 +55,11 @@ export interface SessionMode {
     identity: SessionIdentity,
     signal: AbortSignal,
   ): Promise<void>;
+  /**
+   * Gives a session other claims and another end of its own subject while its client works on. Undefined where what is in
+   * the StartupMessage is all there can be.
+   */
+  renew?(backend: Hello, identity: SessionIdentity): Promise<void>;
 }
 
 /** The way that the upstream's configuration names; `secret` is the upstream's. */

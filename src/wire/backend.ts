@@ -83,14 +83,26 @@ export function encodeErrorResponse(error: ProxyError): Buffer | undefined {
   });
 }
 
-/** An ErrorResponse from its fields: always S, V, C and M, which clients may rely on. */
-export function encodeErrorFields(fields: {
+/** What an ErrorResponse or a NoticeResponse says. */
+export interface Report {
   readonly severity: string;
   readonly sqlstate: string;
   readonly message: string;
   readonly detail?: string | undefined;
   readonly hint?: string | undefined;
-}): Buffer {
+}
+
+/** An ErrorResponse from its fields: always S, V, C and M, which clients may rely on. */
+export function encodeErrorFields(fields: Report): Buffer {
+  return encodeReport('E', fields);
+}
+
+/** A NoticeResponse, which may stand between any two messages of a server. */
+export function encodeNotice(fields: Report): Buffer {
+  return encodeReport('N', fields);
+}
+
+function encodeReport(type: 'E' | 'N', fields: Report): Buffer {
   const typed: [string, string | undefined][] = [
     ['S', fields.severity],
     ['V', fields.severity],
@@ -101,7 +113,7 @@ export function encodeErrorFields(fields: {
   ];
   const present = typed.filter((field): field is [string, string] => field[1] !== undefined);
   return encodeFrame(
-    'E',
+    type,
     ...present.map(([type, text]) => encodeString(type + text.replaceAll('\0', ''))),
     Buffer.from([0]),
   );

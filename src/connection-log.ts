@@ -1,0 +1,89 @@
+/**
+ * Writes the log lines of one connection: one for its login, one for each new token, one for its end.
+ *
+ * Tells its owner what else is to be known of the connection while it lasts: whose it is, and how to end it.
+ */
+import { randomUUID } from 'node:crypto';
+import type { ConnectionLog, Finish } from './connection.ts';
+import type { Identity } from './identity/policy.ts';
+import { describeClient, explain, type Logger } from './log.ts';
+
+/** Who keeps the book of connections. */
+export interface ConnectionKeeper {
+  /** How to end the connection has changed. */
+  onFinishable(finish: Finish): void;
+  /** The connection is a session of this identity from now on. */
+  onSession(identity: Identity): void;
+}
+
+/** The log of a connection from `address`. */
+export function createConnectionLog(
+  logger: Logger,
+  address: string,
+  keeper: ConnectionKeeper,
+): ConnectionLog {
+  const session = randomUUID();
+  const arrived = performance.now();
+  let who: object = {};
+  let identity: Identity | undefined;
+  let welcomedAt = arrived;
+  const elapsed = (since: number) => Math.round(performance.now() - since);
+  const line = () => ({ session, address, ...who, ...describeIdentity(identity) });
+
+  return {
+    session,
+    onArrival: (finish) => keeper.onFinishable(finish),
+    onStartup: ({ user, database }) => {
+      who = describeClient(user, database);
+    },
+    onIdentity: (verified) => {
+      identity = verified;
+    },
+    onWelcome: ({ slot, cancelTarget: { processId: backendPid } }, finish) => {
+      welcomedAt = performance.now();
+      logger.info({
+        event: 'login',
+        outcome: 'accepted',
+        ...line(),
+        slot,
+        backendPid,
+        durationMs: elapsed(arrived),
+      });
+      keeper.onFinishable(finish);
+      if (identity !== undefined) keeper.onSession(identity);
+    },
+    onRenewal: (renewed) => {
+      identity = renewed;
+      logger.info({ event: 'token_renewed', ...line() });
+      keeper.onSession(renewed);
+    },
+    onRenewalRefused: (error) => {
+      logger[error.spec.log]({ event: 'token_refused', ...line(), ...explain(error) });
+    },
+    onRefusal: (error) => {
+      logger[error.spec.log]({
+        event: 'login',
+        outcome: error.code === 'oauth_discovery' ? 'discovery' : 'refused',
+        ...line(),
+        ...explain(error),
+        durationMs: elapsed(arrived),
+      });
+    },
+    onEnd: ({ endedBy, error, bytes }) => {
+      logger[error?.spec.log ?? 'info']({
+        event: 'session_end',
+        ...line(),
+        endedBy,
+        ...(error && explain(error)),
+        bytes,
+        durationMs: elapsed(welcomedAt),
+      });
+    },
+  };
+}
+
+function describeIdentity(identity: Identity | undefined): object {
+  if (identity === undefined) return {};
+  const { provider, issuer, subject, kid, role, upstream } = identity;
+  return { provider, issuer, subject, kid, role, upstream };
+}

@@ -1,0 +1,243 @@
+/**
+ * Everything that one version of the configuration brings with it: who verifies tokens, who decides, where sessions come from.
+ *
+ * A reload makes a new generation beside the old one, or throws and changes nothing. New connections belong to the new
+ * one; what the two have in common (upstreams that are configured alike, administrators' revocations) goes over, and the
+ * rest of the old one ends when its last session does.
+ */
+import { constants } from 'node:crypto';
+import { readFileSync } from 'node:fs';
+import { createSecureContext, type SecureContext } from 'node:tls';
+import { isDeepStrictEqual } from 'node:util';
+import { readSecret, type Config, type UpstreamConfig } from './config.ts';
+import type { ConnectionContext } from './connection.ts';
+import { ConfigError, ProxyError } from './errors.ts';
+import { clientTlsMode } from './exposure.ts';
+import { chooseAuthentication } from './identity/authentication.ts';
+import { createVerifier } from './identity/jwt.ts';
+import { decide, decideAnonymous, type Identity } from './identity/policy.ts';
+import { Revocations } from './identity/revocations.ts';
+import { explain, type Logger } from './log.ts';
+import type { Cancels } from './upstream/cancel.ts';
+import { createPool, type Lease, type Pool } from './upstream/pool.ts';
+
+/** What outlives every generation. */
+export interface House {
+  readonly logger: Logger;
+  readonly cancels: Cancels;
+  /** Counts a client in while there are fewer than `limit`, and returns how to count it out again. Throws `too_many_clients`, `draining`. */
+  admit(limit: number): () => void;
+  /** What is revoked has changed. */
+  onRevocation(): void;
+}
+
+/** One version of the configuration, at work. */
+export interface Generation {
+  readonly config: Config;
+  readonly context: ConnectionContext;
+  readonly revocations: Revocations;
+  readonly pools: ReadonlyMap<string, SharedPool>;
+  /** Why a session of this identity may not go on, if it may not. */
+  objection(identity: Identity): string | undefined;
+  /** Resolves when all that `successor` did not take over is closed: after the last session that uses it. */
+  retire(successor?: Generation): Promise<void>;
+}
+
+/**
+ * Makes a generation, out of its predecessor's parts where they are the same.
+ *
+ * @throws {ConfigError} when a file or secret that the configuration names cannot be read; nothing has changed then.
+ */
+export function createGeneration(
+  config: Config,
+  house: House,
+  predecessor?: Generation,
+): Generation {
+  const { logger } = house;
+  const secureContext = loadCertificate(config);
+  const pools = new Map(
+    Object.entries(config.upstreams).map(([id, upstream]) => [
+      id,
+      poolFor(id, upstream, logger, predecessor),
+    ]),
+  );
+  const verifier = createVerifier(config, {
+    onKeyProblem: (provider, problem) => logger.warn({ event: 'key_problem', provider, problem }),
+    predecessor: predecessor?.context.verifier,
+  });
+  verifier.warm();
+  // Last: it begins to watch a file.
+  const revocations = new Revocations(
+    config.revocations.file,
+    predecessor?.revocations.added ?? [],
+    {
+      onChange: () => house.onRevocation(),
+      onProblem: (problem) => logger.error({ event: 'revocations_unreadable', problem }),
+    },
+  );
+
+  const context: ConnectionContext = {
+    handshake: {
+      tlsMode: clientTlsMode(config),
+      secureContext,
+      allowParameters: config.startupParameters.allow,
+    },
+    verifier,
+    cancels: house.cancels,
+    maxTokenBytes: config.limits.maxTokenBytes,
+    loginTimeoutMs: config.limits.loginTimeoutMs,
+    sessions: config.sessions,
+    admit: () => house.admit(config.limits.maxClients),
+    anonymous: (startup) => decideAnonymous(config, startup),
+    discovery: (asking) => chooseAuthentication(config, asking),
+    authorize(startup, token) {
+      if (revocations.covers(token)) {
+        const cause = new Error('revoked');
+        throw new ProxyError('token_revoked', { user: startup.user }, { cause });
+      }
+      return decide(config, startup, token);
+    },
+    acquire: (identity, parameters, signal) =>
+      (pools.get(identity.upstream) as SharedPool).acquire(identity, parameters, signal),
+  };
+
+  return {
+    config,
+    context,
+    revocations,
+    pools,
+    objection: (identity) =>
+      revocations.covers(identity) ? 'revoked' : (missing(config, identity) ?? undefined),
+    async retire(successor) {
+      revocations.close();
+      // Logins that are under way still ask it; by then they are over.
+      const wait = successor === undefined ? 0 : config.limits.loginTimeoutMs;
+      const closing = new Promise<void>((resolve) => {
+        setTimeout(() => resolve(verifier.close()), wait).unref();
+      });
+      const kept = new Set(successor?.pools.values());
+      const left = [...pools.values()].filter((pool) => !kept.has(pool));
+      await Promise.all([...left.map((pool) => pool.retire()), successor ? undefined : closing]);
+    },
+  };
+}
+
+/** What of an identity's right to a session the configuration does not grant any more. */
+function missing(
+  config: Config,
+  { provider, issuer, role, upstream }: Identity,
+): string | undefined {
+  const roles = Object.hasOwn(config.upstreams, upstream) ? config.upstreams[upstream]?.roles : {};
+  if (!Object.hasOwn(roles ?? {}, role)) return 'its upstream or role is no longer configured';
+  if (provider === undefined) {
+    const { enabled, role: nobody } = config.anonymous;
+    return enabled && nobody === role ? undefined : 'nobody is let in any more';
+  }
+  const trusted = Object.hasOwn(config.providers, provider)
+    ? config.providers[provider]
+    : undefined;
+  const issuers = [trusted?.issuer ?? []].flat();
+  return issuer !== undefined && issuers.includes(issuer) && trusted?.roles.includes(role)
+    ? undefined
+    : 'its provider is no longer configured, or no longer for its role';
+}
+
+/** A pool that generations hand on, and that closes when nobody has a session of it any more. */
+export class SharedPool {
+  readonly upstream: UpstreamConfig;
+  /** By this a rotated secret is told. Not logged. */
+  readonly secret: string;
+  readonly #pool: Pool;
+  #leases = 0;
+  #whenUnused: (() => void) | undefined;
+
+  constructor(pool: Pool, upstream: UpstreamConfig, secret: string) {
+    this.#pool = pool;
+    this.upstream = upstream;
+    this.secret = secret;
+  }
+
+  async acquire(...given: Parameters<Pool['acquire']>): Promise<Lease> {
+    this.#leases++;
+    try {
+      const lease = await this.#pool.acquire(...given);
+      let counted = true;
+      const release = (busy: boolean) =>
+        lease.release(busy).finally(() => {
+          if (counted) this.#giveBack();
+          counted = false;
+        });
+      return { ...lease, release };
+    } catch (error) {
+      this.#giveBack();
+      throw error;
+    }
+  }
+
+  counts(): ReturnType<Pool['counts']> {
+    return this.#pool.counts();
+  }
+
+  /** Closes the pool when its last session is released. */
+  async retire(): Promise<void> {
+    if (this.#leases > 0) {
+      await new Promise<void>((resolve) => {
+        this.#whenUnused = resolve;
+      });
+    }
+    await this.#pool.close();
+  }
+
+  #giveBack(): void {
+    this.#leases--;
+    if (this.#leases === 0) this.#whenUnused?.();
+  }
+}
+
+function poolFor(
+  id: string,
+  upstream: UpstreamConfig,
+  logger: Logger,
+  predecessor: Generation | undefined,
+): SharedPool {
+  const path = `upstreams.${id}`;
+  const secret = readSecret(upstream.secret, `${path}.secret`);
+  const known = predecessor?.pools.get(id);
+  if (known?.secret === secret && isDeepStrictEqual(known.upstream, upstream)) return known;
+  const pool = createPool(upstream, path, {
+    onQuarantine(slot, error) {
+      logger.error({ event: 'slot_quarantined', upstream: id, slot, ...explain(error) });
+    },
+    onLookupFailed(error) {
+      logger.warn({ event: 'lookup_failed', upstream: id, ...explain(error) });
+    },
+    onHealed(slot) {
+      logger.info({ event: 'slot_healed', upstream: id, slot });
+    },
+    onHealingFailed(slot, error) {
+      logger.error({ event: 'slot_not_healed', upstream: id, slot, ...explain(error) });
+    },
+  });
+  return new SharedPool(pool, upstream, secret);
+}
+
+function loadCertificate(config: Config): SecureContext | undefined {
+  const { certFile, keyFile } = config.listen.tls;
+  if (clientTlsMode(config) === 'disable' || certFile === undefined || keyFile === undefined)
+    return undefined;
+  try {
+    return createSecureContext({
+      cert: readFileSync(certFile),
+      key: readFileSync(keyFile),
+      // Attack A14: a stranger would have us do key exchange after key exchange. PostgreSQL refuses it too.
+      secureOptions: constants.SSL_OP_NO_RENEGOTIATION,
+    });
+  } catch (error) {
+    throw new ConfigError([
+      {
+        path: 'listen.tls',
+        message: `certificate or key cannot be used (${(error as NodeJS.ErrnoException).code ?? 'unknown error'})`,
+      },
+    ]);
+  }
+}
