@@ -12,8 +12,8 @@ import pg from 'pg';
 import { DATABASE } from './postgres.mjs';
 import { accepts, freePort } from './stage.mjs';
 
-const ISSUER = 'https://issuer.invalid';
-const AUDIENCE = 'bench';
+export const ISSUER = 'https://issuer.invalid';
+export const AUDIENCE = 'bench';
 const ROLE = 'authenticated';
 /** The built command line; `npm run bench` builds it first. */
 export const PGJOT = fileURLToPath(new URL('../dist/cli/main.js', import.meta.url));
@@ -39,7 +39,7 @@ export async function startPgjot(stage, postgres, { nodeArgs }) {
   }
 
   const port = await freePort();
-  const { jwks, token } = await issue();
+  const { jwks, token } = await issue('alice');
   const write = (/** @type {string} */ name, /** @type {string} */ text) => {
     const file = join(stage.folder, name);
     writeFileSync(file, text, { mode: 0o600 });
@@ -75,13 +75,18 @@ export async function startPgjot(stage, postgres, { nodeArgs }) {
   return { column: 'pgjot', authenticates: true, port, user: ROLE, password: token, proxy };
 }
 
-async function issue() {
+/**
+ * Keys of an issuer, and a token of its.
+ *
+ * @param {string} subject
+ */
+export async function issue(subject) {
   const { publicKey, privateKey } = await generateKeyPair('ES256');
   const token = await new SignJWT()
     .setProtectedHeader({ alg: 'ES256', kid: 'bench' })
     .setIssuer(ISSUER)
     .setAudience(AUDIENCE)
-    .setSubject('alice')
+    .setSubject(subject)
     .setIssuedAt()
     .setExpirationTime('12h')
     .sign(privateKey);

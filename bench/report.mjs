@@ -188,10 +188,12 @@ function judge({ against, atLeast, atMost }, ratio) {
 }
 
 /**
+ * Median, lowest and highest of those that are numbers.
+ *
  * @param {readonly number[]} values
  * @returns {Spread | undefined}
  */
-function spread(values) {
+export function spread(values) {
   const sorted = values.filter(Number.isFinite).toSorted((a, b) => a - b);
   const [low, high] = [sorted[(sorted.length - 1) >> 1], sorted[sorted.length >> 1]];
   const [min, max] = [sorted[0], sorted.at(-1)];
@@ -211,15 +213,21 @@ function byColumn(of) {
 }
 
 /**
+ * A spread for a table's cell.
+ *
  * @param {Spread | undefined} of
  * @param {(value: number) => string} show
  */
-function range(of, show) {
+export function range(of, show) {
   return of === undefined ? '–' : `${show(of.median)} (${show(of.min)}–${show(of.max)})`;
 }
 
-/** @param {number | undefined} value */
-function number(value) {
+/**
+ * A figure for a table's cell.
+ *
+ * @param {number | undefined} value
+ */
+export function number(value) {
   if (value === undefined || Number.isNaN(value)) return '–';
   const digits = Math.abs(value) < 100 ? 1 : 0;
   return value.toLocaleString('en', {
@@ -229,10 +237,12 @@ function number(value) {
 }
 
 /**
+ * The lines of a Markdown table, figures to the right.
+ *
  * @param {readonly string[]} head
  * @param {readonly (readonly string[])[]} body
  */
-function table(head, body) {
+export function table(head, body) {
   const line = (/** @type {readonly string[]} */ cells) => `| ${cells.join(' | ')} |`;
   return [line(head), `|---${'|--:'.repeat(head.length - 1)}|`, ...body.map(line)];
 }
