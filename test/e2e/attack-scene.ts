@@ -14,6 +14,8 @@ const ONE_SERVER = 'there is no standby';
 
 /** Attacks that make no sense in a mode, and why. */
 export const NOT_TRIED = {
+  /** `attacks-startup.test.ts` */
+  'forging at startup': {},
   /** `attacks-session.test.ts` */
   forging: {},
   resetting: {},
@@ -41,11 +43,17 @@ export const NOT_TRIED = {
   /** `attacks-neighbours.test.ts` */
   'reading the neighbours': {},
   'ending the neighbours': {},
+  'cancelling the neighbours': {},
   'spoiling a slot': { replica: 'a standby takes no ALTER ROLE' },
   'spoiling a slot on the primary': { portable: ONE_SERVER, pg_session_jwt: ONE_SERVER },
   'granting a slot away': { replica: 'a standby takes no GRANT' },
   'locking the others out': {},
   'guessing a password': {},
+  /** `attacks-cancel.test.ts` */
+  'cancelling by way of a relay': {
+    replica:
+      'an identity is signed for the port of the proxy, and a relay, which counts, has one of its own',
+  },
   /** `attacks-upheaval.test.ts` */
   restart: {},
   crash: {},
@@ -65,7 +73,7 @@ export interface Ground {
 /** Every ground of this run: `describe.each(grounds())(GROUND, …)`. */
 export function grounds(): Ground[] {
   return postgresVersions().flatMap((version) =>
-    modesOf(version).flatMap((session) => [
+    sessionModes(version).flatMap((session) => [
       { version, session, tls: false },
       { version, session, tls: true },
     ]),
@@ -75,7 +83,8 @@ export function grounds(): Ground[] {
 /** The title of a ground. */
 export const GROUND = 'on PostgreSQL $version, mode $session (tls: $tls)';
 
-function modesOf(version: number): SessionMode[] {
+/** The modes that this run tries on a version. */
+export function sessionModes(version: number): SessionMode[] {
   const modes: SessionMode[] = ['portable'];
   if (isVersionsRun() || version === postgresVersions()[0]) modes.push('replica');
   if (hasExtension(version, 'pg_session_jwt')) modes.push('pg_session_jwt');

@@ -1,11 +1,13 @@
 /**
  * What the attacks share: a stack behind a relay that counts what pgjot dials, and measures of what an attack costs.
  */
+import { randomBytes, randomInt } from 'node:crypto';
 import { connect } from 'node:net';
 import { expect } from 'vitest';
 import { type Stack, type StackOptions, startStack } from '../support/stack.ts';
 import { session } from './parity/bytes.ts';
 import { describe as inWords, probe, type Step } from './parity/probe.ts';
+import type { Key } from './raw-client.ts';
 import { Relay } from './relay.ts';
 
 // Every attack ends in a close: patience costs nothing unless something is wrong.
@@ -116,6 +118,12 @@ export async function flood(
   }
   socket.destroy();
 }
+
+/** A key for cancel requests that nobody has. */
+export const randomKey = (): Key => ({
+  processId: randomInt(1, 2 ** 31 - 1),
+  secretKey: randomBytes(4),
+});
 
 /** Runs `work` on every item, at most `width` at a time. */
 export async function inTurns<T>(

@@ -1,26 +1,24 @@
 /**
- * Cancel requests as a weapon and as a right: attacks G1 to G8, each by its name, over TCP and TLS.
+ * Cancel requests as a weapon and as a right: attacks G1 to G8, each by its name, in clear and with TLS.
  *
- * What the registry of keys does by itself is in `test/upstream`; here it is sockets, a real PostgreSQL, and
- * whose query ended.
+ * What the registry of keys does by itself is in `test/upstream`, races and floods in `cancel-races.test.ts`; here it is
+ * sockets, a real PostgreSQL, and whose query ended. What is tried where is in `attack-scene.ts`.
  */
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { randomBytes, randomInt } from 'node:crypto';
-import { connect, createServer, type AddressInfo, type Server, type Socket } from 'node:net';
+import { randomBytes } from 'node:crypto';
 import { promisify } from 'node:util';
 import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { createProxy, parseConfig } from '../../src/proxy.ts';
-import { postgresVersions } from '../support/postgres.ts';
 import { startStack, until, type Stack } from '../support/stack.ts';
-import { inTurns } from './attack-stack.ts';
-import { CODES, int32, packet, passwordMessage, query, startup } from './parity/bytes.ts';
-import { cancel, cancelRequest, RawClient, type Key } from './raw-client.ts';
+import { GROUND, grounds, notTried } from './attack-scene.ts';
+import { inTurns, randomKey } from './attack-stack.ts';
+import { CODES, int32, packet, passwordMessage, startup } from './parity/bytes.ts';
+import { cancel, RawClient } from './raw-client.ts';
 import { Relay } from './relay.ts';
 
 const NOTHING = Buffer.alloc(0);
-const RANDOM_KEYS = 100_000;
 
 const hasPsql = await promisify(execFile)('psql', ['--version']).then(
   () => true,
@@ -28,12 +26,10 @@ const hasPsql = await promisify(execFile)('psql', ['--version']).then(
 );
 if (!hasPsql) console.error('there is no psql here, so its Ctrl-C is not tested');
 
-const targets = postgresVersions().flatMap((version) => [
-  { version, tls: false },
-  { version, tls: true },
-]);
+const relayed = grounds().filter((ground) => !notTried(ground, 'cancelling by way of a relay'));
 
-describe.each(targets)('on PostgreSQL $version (tls: $tls)', ({ version, tls }) => {
+describe.each(relayed)(GROUND, (ground) => {
+  const { tls } = ground;
   let relay: Relay;
   let stack: Stack;
   let to: { host: string; port: number; tls: boolean };
@@ -41,7 +37,12 @@ describe.each(targets)('on PostgreSQL $version (tls: $tls)', ({ version, tls }) 
 
   beforeAll(async () => {
     relay = await Relay.open();
-    stack = await startStack({ version, tls, slots: 6, upstream: { port: relay.port } });
+    stack = await startStack({
+      ...ground,
+      upstreamTls: tls,
+      slots: 6,
+      upstream: { port: relay.port },
+    });
     relay.toward(stack.postgres.port);
     to = { host: stack.host, port: stack.port, tls };
     token = await stack.token('alice');
@@ -303,132 +304,3 @@ describe.each(targets)('on PostgreSQL $version (tls: $tls)', ({ version, tls }) 
     expect(stack.proxy.counts()).toMatchObject({ connections: 0, clients: 0 });
   });
 });
-
-describe('with a single slot', () => {
-  let stack: Stack;
-
-  beforeAll(async () => {
-    stack = await startStack({ slots: 1 });
-  });
-
-  afterAll(async () => {
-    await stack.close();
-  });
-
-  it('G3: a cancel that comes too late never hits the next user of the slot', async () => {
-    const [alice, bob] = [await stack.token('alice'), await stack.token('bob')];
-    for (let round = 0; round < 20; round++) {
-      using first = await RawClient.login(stack, alice);
-      const { key } = first;
-      const working = first.ask('select pg_sleep(0.01)').catch(() => undefined);
-      // Cancels all around the end of the session: before, during and after it.
-      const storm = inTurns(4, Array.from({ length: 12 }), async () => {
-        await cancel(stack, key);
-      });
-      first.destroy();
-      using second = await RawClient.login(stack, bob);
-      const results = [await second.ask('select pg_sleep(0.03)'), await second.ask('select 1')];
-      await cancel(stack, key);
-      results.push(await second.ask('select 2'));
-      await storm;
-      await working;
-
-      expect(results.map(({ sqlstate }) => sqlstate)).toEqual([undefined, undefined, undefined]);
-    }
-  });
-});
-
-describe('G4: a cancel whose connection PostgreSQL is slow to close', () => {
-  it('does not swallow the cancel of the next query', async () => {
-    await using relay = await SlowClose.open();
-    await using stack = await startStack({ upstream: { port: relay.port } });
-    relay.target = stack.postgres.port;
-    using client = await RawClient.login(stack, await stack.token('alice'));
-
-    const first = client.ask('select pg_sleep(20)');
-    const firstCancel = cancel(stack, client.key);
-    expect(await first).toMatchObject({ sqlstate: '57014' });
-    // As drivers do that do not wait for the request's connection to close.
-    const began = performance.now();
-    const second = client.ask('select pg_sleep(20)');
-    const secondCancel = cancel(stack, client.key);
-
-    expect(await second).toMatchObject({ sqlstate: '57014' });
-    expect(performance.now() - began).toBeLessThan(10_000);
-    await Promise.all([firstCancel, secondCancel]);
-  });
-});
-
-describe('G1: guessing', () => {
-  it(`finds nothing in ${RANDOM_KEYS} random keys, and not one is dialled for`, async () => {
-    await using relay = await Relay.open();
-    await using stack = await startStack({ upstream: { port: relay.port } });
-    relay.toward(stack.postgres.port);
-    using client = await RawClient.login(stack, await stack.token('alice'));
-    client.send(query('select pg_sleep(3600)'));
-    const before = relay.accepted;
-    // Half of them guess the secret of a process id that exists.
-    const keys = Array.from(
-      { length: RANDOM_KEYS },
-      (_, i): Key => (i % 2 ? randomKey() : { ...randomKey(), processId: client.key.processId }),
-    );
-    let bytes = 0;
-    await inTurns(128, [...keys.entries()], ([i, key]) => {
-      return new Promise<void>((resolve) => {
-        // From many addresses: one has only 28,000 ports, and each is taken for a minute.
-        const localAddress = `127.0.0.${2 + (i % 200)}`;
-        const socket = connect({ host: stack.host, port: stack.port, localAddress });
-        socket.on('data', (chunk) => (bytes += chunk.length));
-        socket.on('error', () => {}).on('close', () => resolve());
-        socket.end(cancelRequest(key));
-      });
-    });
-
-    expect([bytes, relay.accepted - before]).toEqual([0, 0]);
-    expect(client.heard.filter(({ type }) => type === 'E')).toEqual([]);
-    await cancel(stack, client.key);
-    await client.next('E');
-  }, 180_000);
-});
-
-const randomKey = (): Key => ({
-  processId: randomInt(1, 2 ** 31 - 1),
-  secretKey: randomBytes(4),
-});
-
-/** A relay to PostgreSQL that passes the end of a cancel request's connection on half a second late. */
-class SlowClose implements AsyncDisposable {
-  target = 0;
-  readonly #server: Server;
-
-  private constructor(server: Server) {
-    this.#server = server.on('connection', (near: Socket) => this.#onConnection(near));
-  }
-
-  static async open(): Promise<SlowClose> {
-    const server = createServer({ allowHalfOpen: true }).listen(0, '127.0.0.1');
-    await once(server, 'listening');
-    return new SlowClose(server);
-  }
-
-  get port(): number {
-    return (this.#server.address() as AddressInfo).port;
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await new Promise((resolve) => this.#server.close(resolve));
-  }
-
-  #onConnection(near: Socket): void {
-    const far = connect({ port: this.target, host: '127.0.0.1', allowHalfOpen: true });
-    let lateMs = 0;
-    near.once('data', (first: Buffer) => {
-      if (first.length >= 8 && first.readUInt32BE(4) === CODES.cancel) lateMs = 500;
-    });
-    near.on('error', () => far.destroy()).on('close', () => far.destroy());
-    far.on('error', () => near.destroy());
-    near.pipe(far);
-    far.on('data', (chunk) => near.write(chunk));
-    far.on('end', () => setTimeout(() => near.end(), lateMs));
-  }
-}

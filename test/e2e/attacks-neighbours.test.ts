@@ -21,6 +21,7 @@ import {
   value,
 } from './attack-scene.ts';
 import { inTurns } from './attack-stack.ts';
+import { cancel, RawClient } from './raw-client.ts';
 
 // Stands in Bob's SQL and claims: nobody else may ever read it.
 const MARK = 'bobs-secret-5309';
@@ -161,6 +162,26 @@ describe.each(grounds())(GROUND, (ground) => {
 
       expect((await sleeping).rows).toHaveLength(1);
       expect(await pidOf(bob)).toBe(pid);
+    },
+  );
+
+  it.skipIf(without('cancelling the neighbours'))(
+    'G1: a key of hers ends her own query and no other',
+    async () => {
+      const { host, port } = scene.stack;
+      const to = { host, port, tls: ground.tls };
+      using hers = await RawClient.login(to, await scene.stack.token('alice'));
+      using his = await RawClient.login(to, await scene.stack.token('bob'));
+      const sleeping = his.ask('select pg_sleep(0.4)');
+      const working = hers.ask('select pg_sleep(20)');
+      await until(async () => {
+        await cancel(to, hers.key);
+        return hers.heard.some(({ type }) => type === 'E');
+      });
+
+      expect(await working).toMatchObject({ sqlstate: '57014' });
+      expect(await sleeping).toMatchObject({ sqlstate: undefined });
+      expect(await hers.ask('select auth.user_id()')).toMatchObject({ rows: [['alice']] });
     },
   );
 

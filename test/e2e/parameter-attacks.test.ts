@@ -2,7 +2,7 @@
  * What a client can try with the parameters of its StartupMessage: attacks B1 to B10, each by its name.
  *
  * The token is good in all of them. What is refused is refused before a password is asked for, and
- * nothing is dialled upstream for it.
+ * nothing is dialled upstream for it. `attacks-startup.test.ts` tries the same in every session mode.
  */
 import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
@@ -13,6 +13,7 @@ import {
   MARK,
   startTarget,
 } from './attack-stack.ts';
+import { OWNED, SPELLINGS } from './attack-parameters.ts';
 import { type Parameter, passwordMessage, query, startup, TERMINATE } from './parity/bytes.ts';
 import { probe, type Reply } from './parity/probe.ts';
 
@@ -29,43 +30,6 @@ afterAll(async () => {
 const NAMED: Parameter[] = [
   ['user', 'authenticated'],
   ['database', 'app'],
-];
-
-/** Names that a client must not set at startup, in any spelling: who somebody is, and what code is loaded. */
-const OWNED = [
-  'pg_session_jwt.jwk',
-  'pg_session_jwt.jwt',
-  'request.jwt.claims',
-  'request.jwt.claim.sub',
-  'role',
-  'session_authorization',
-  'pgjot.x',
-  'session_preload_libraries',
-  'local_preload_libraries',
-];
-
-/** Every way that PostgreSQL's `options` lets one say it. `[name, value]` → the value of `options`. */
-const SPELLINGS: [spelling: string, options: (name: string, value: string) => string][] = [
-  ['-c k=v', (name, value) => `-c ${name}=${value}`],
-  ['-ck=v', (name, value) => `-c${name}=${value}`],
-  ['--k=v', (name, value) => `--${name}=${value}`],
-  ['--k=v with hyphens', (name, value) => `--${name.replaceAll('_', '-')}=${value}`],
-  ['-c k=v with hyphens', (name, value) => `-c ${name.replaceAll('_', '-')}=${value}`],
-  ['-c k=v in capitals', (name, value) => `-c ${name.toUpperCase()}=${value}`],
-  [
-    '-c k=v in mixed case',
-    (name, value) => `-c ${name.replace(/^./, (c) => c.toUpperCase())}=${value}`,
-  ],
-  ['-c, tab, k=v', (name, value) => `-c\t${name}=${value}`],
-  ['-c, newline, k=v', (name, value) => `-c\n${name}=${value}`],
-  ['-c, vertical tab, k=v', (name, value) => `-c\v${name}=${value}`],
-  ['-c k=v, name escaped', (name, value) => `-c ${name.slice(0, 2)}\\${name.slice(2)}=${value}`],
-  ['-c k=v, every byte escaped', (name, value) => `-c ${name.replaceAll(/./g, '\\$&')}=${value}`],
-  ['-c escaped', (name, value) => `\\-\\c ${name}=${value}`],
-  ['behind a harmless one', (name, value) => `-c geqo=off -c ${name}=${value}`],
-  ['before a harmless one', (name, value) => `-c ${name}=${value} -c geqo=off`],
-  ['in blanks', (name, value) => `   -c    ${name}=${value}   `],
-  ['with an empty value', (name) => `-c ${name}=`],
 ];
 
 /** Plays a login with these parameters and asks for one value. */
