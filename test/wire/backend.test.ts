@@ -13,6 +13,8 @@ import {
   decodeBackendKeyData,
   decodeDataRow,
   decodeErrorFields,
+  encodeAuthenticationSASL,
+  encodeAuthenticationSASLContinue,
   encodeBackendKeyData,
   encodeErrorFields,
   encodeErrorResponse,
@@ -58,6 +60,21 @@ describe('constant messages', () => {
   test.each([
     ['AuthenticationOk', AuthenticationOk, '520000000800000000'],
     ['AuthenticationCleartextPassword', AuthenticationCleartextPassword, '520000000800000003'],
+    [
+      'AuthenticationSASL, with OAUTHBEARER alone',
+      encodeAuthenticationSASL(['OAUTHBEARER']),
+      '52000000150000000a4f415554484245415245520000',
+    ],
+    [
+      'AuthenticationSASLContinue, empty',
+      encodeAuthenticationSASLContinue(''),
+      '52000000080000000b',
+    ],
+    [
+      'AuthenticationSASLContinue',
+      encodeAuthenticationSASLContinue('{}'),
+      '520000000a0000000b7b7d',
+    ],
     ['ReadyForQuery', encodeReadyForQuery('I'), '5a0000000549'],
     [
       'BackendKeyData',
