@@ -57,10 +57,11 @@ function asText(text: string): QueryArrayConfig {
 }
 
 function visibleResult(result: QueryArrayResult): string | undefined {
-  const speaks =
-    result.fields.length > 0 || ['INSERT', 'UPDATE', 'DELETE', 'MERGE'].includes(result.command);
-  // psql prints no tag below a plan.
-  return speaks ? formatResult(result).replace(/\nEXPLAIN$/, '') : undefined;
+  const tagged = ['INSERT', 'UPDATE', 'DELETE', 'MERGE'].includes(result.command);
+  if (result.fields.length === 0 && !tagged) return undefined;
+  const text = formatResult(result);
+  const silent = `\n${result.command}`;
+  return tagged || !text.includes(silent) ? text : text.slice(0, text.lastIndexOf(silent));
 }
 
 function report({ severity, message, detail, hint }: ErrorReport): string {
