@@ -41,6 +41,7 @@ const REASONS: ReadonlyMap<ErrorCode, Refusal> = new Map<ErrorCode, Refusal>([
   ['role_forbidden', 'it is for another user, role or database'],
   ['claims_too_large', 'its claims are too many for a session'],
   ['keys_unavailable', 'it cannot be checked at the moment'],
+  ['lookup_empty', 'its user has no entry in the database'],
   ['lookup_failed', 'it cannot be checked at the moment'],
   ['upstream_unreachable', 'it cannot be checked at the moment'],
   ['feature_unsupported', 'this session mode takes no new token: reconnect'],

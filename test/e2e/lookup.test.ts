@@ -404,6 +404,29 @@ describe.each(grounds)('on PostgreSQL $version, mode $session', (ground) => {
   });
 });
 
+test('a session whose token is renewed is looked up again, and keeps what it has where it has no entry any more', async () => {
+  await using stack = await startTenants({});
+  const alice = await signIn(stack, 'alice');
+  const renew = async () => alice.query(`set pgjot.token = '${await stack.token('alice')}'`);
+  await stack.change(`update members set tenant_id = '${BOLT}' where user_id = 'alice'`);
+  expect(await titles(alice)).toEqual(['plan of Acme']);
+
+  await renew();
+  expect(await titles(alice)).toEqual(['plan of Bolt']);
+
+  await stack.change("delete from members where user_id = 'alice'");
+  await expect(renew()).rejects.toMatchObject({
+    severity: 'ERROR',
+    code: '28P01',
+    message: 'the token was not accepted: its user has no entry in the database',
+  });
+  await stack.logged(
+    (line) => line['event'] === 'token_refused' && line['reason'] === 'lookup_empty',
+  );
+  expect(await titles(alice)).toEqual(['plan of Bolt']);
+  await signOut();
+});
+
 test('who comes without a token is looked up nowhere', async () => {
   await using stack = await startTenants({
     anonymous: { enabled: true },
