@@ -23,6 +23,7 @@ export const REFUSALS = [
   'it was revoked',
   'it is for another user, role or database',
   'its claims are too many for a session',
+  'its user has no entry in the database',
   'it cannot be checked at the moment',
   'this session mode takes no new token: reconnect',
   'the statement must be SET pgjot.token = followed by one string, and nothing else',
