@@ -5,8 +5,9 @@
  */
 import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { until } from '../support/stack.ts';
 import { type Attack, GROUND, grounds, notTried, Scene, value } from './attack-scene.ts';
+
+const GRACE_MS = 1_500;
 
 describe.each(grounds())(GROUND, (ground) => {
   const without = (attack: Attack) => notTried(ground, attack);
@@ -17,7 +18,7 @@ describe.each(grounds())(GROUND, (ground) => {
   beforeAll(async () => {
     scene = await Scene.open(ground, {
       provider: { clockToleranceMs: 0 },
-      sessions: { graceMs: 1_500 },
+      sessions: { graceMs: GRACE_MS },
     });
   });
 
@@ -35,7 +36,7 @@ describe.each(grounds())(GROUND, (ground) => {
   }
 
   it.skipIf(without('outliving the token within a transaction'))(
-    'E8: a cached plan asks again who it is for',
+    'E8: a transaction whose snapshot is older than the end of its token ends all the same',
     { concurrent: true },
     async () => {
       const eve = await briefly();
@@ -44,11 +45,12 @@ describe.each(grounds())(GROUND, (ground) => {
       const before = await eve.query('execute mine');
       await eve.query('begin isolation level repeatable read');
       const within = await eve.query('execute mine');
-      await until(async () => (await value(eve, 'select auth.user_id() is null')) === true, 5_000);
-      const after = await eve.query('execute mine');
+      const failure = await eve.failure;
+      const after = await eve.query('execute mine').catch((error: Error) => error.message);
 
-      expect([before.rows, within.rows, after.rows]).toEqual([[{ n: 3 }], [{ n: 3 }], [{ n: 0 }]]);
-      await eve.end();
+      expect([before.rows, within.rows]).toEqual([[{ n: 3 }], [{ n: 3 }]]);
+      expect(failure).toMatchObject({ code: '57P01' });
+      expect(after).toMatch(/not queryable/);
     },
   );
 
@@ -82,19 +84,20 @@ describe.each(grounds())(GROUND, (ground) => {
   );
 
   it.skipIf(without('outliving the token'))(
-    'E10: a statement that outlives the token loses its identity at that instant',
+    'E10: a statement that outlives the token is over when the grace is',
     { concurrent: true },
     async () => {
       const eve = await briefly();
       const expires = Number(await value(eve, `select auth.session() ->> 'exp'`));
-      await eve.query(
+      const loop = eve.query(
         `do $$ begin while ${userId} is not null loop perform pg_sleep(0.02); end loop; end $$`,
       );
-      const lateMs = Date.now() - expires * 1_000;
 
-      expect(lateMs).toBeGreaterThanOrEqual(0);
+      // At the same moment it is nobody's and cut off; which of them it sees is chance.
+      await loop.catch(() => {});
+      const lateMs = Date.now() - expires * 1_000 - GRACE_MS;
+      expect(lateMs).toBeGreaterThanOrEqual(-10);
       expect(lateMs).toBeLessThan(900);
-      expect(await eve.failure).toMatchObject({ code: '57P01' });
     },
   );
 
