@@ -191,6 +191,14 @@ export const provider = settings.transform((given, context): Provider => {
   if (first === undefined && preset === undefined) {
     report('issuer', 'is missing: the exact "iss" of its tokens, or a preset');
   }
+  const { audience, anyAudience } = audienceOf(given, known);
+  // A preset that has something to complain about may have been about to fill it in.
+  if ((known !== undefined || preset === undefined) && (audience === undefined) === !anyAudience) {
+    report(
+      'audience',
+      'is missing: say which audience its tokens must have (or, knowing what it means, "anyAudience": true, never both)',
+    );
+  }
   if (preset?.sharedKeys || hasSharedKeys(issuers)) checkShared(given, preset, report);
   return {
     preset: given.preset,
@@ -198,7 +206,8 @@ export const provider = settings.transform((given, context): Provider => {
     otherIssuers,
     jwksUri: first?.jwksUri,
     jwksFile: given.jwksFile,
-    ...audienceOf(given, known),
+    audience,
+    anyAudience,
     authorizedParties: given.authorizedParties ?? known?.authorizedParties,
     algorithms: given.algorithms ?? known?.algorithms ?? DEFAULT_ALGORITHMS,
     typ: given.typ ?? known?.typ,
@@ -222,14 +231,15 @@ function users(setting: OwnSetting): string {
 }
 
 function checkOwnSettings(given: Settings, preset: Preset | undefined, report: Report): void {
+  for (const setting of preset?.needs ?? []) {
+    if (given[setting] === undefined && !(setting === 'audience' && given.anyAudience === true)) {
+      report(setting, `is missing: preset "${given.preset}" needs it`);
+    }
+  }
   for (const setting of Object.keys(ofPresets) as OwnSetting[]) {
-    if (given[setting] === undefined) {
-      if (preset?.needs.includes(setting)) {
-        report(setting, `is missing: preset "${given.preset}" needs it`);
-      }
-    } else if (preset === undefined) {
-      report(setting, 'is for presets, and there is no preset here');
-    } else if (![...preset.needs, ...preset.takes].includes(setting)) {
+    if (given[setting] === undefined) continue;
+    if (preset === undefined) report(setting, 'is for presets, and there is no preset here');
+    else if (![...preset.needs, ...preset.takes].includes(setting)) {
       report(setting, `is not a setting of preset "${given.preset}"`);
     }
   }

@@ -110,12 +110,6 @@ function checkProviders(config: Config, report: Report): void {
         'must be https without user information (http only on a loopback address)',
       );
     }
-    if ((one.audience === undefined) === !one.anyAudience) {
-      report(
-        `${path}.audience`,
-        'is missing: say which audience its tokens must have (or, knowing what it means, "anyAudience": true, never both)',
-      );
-    }
     for (const { issuer } of perIssuer(one)) {
       const other = issuers.get(issuer);
       if (other !== undefined) report(`${path}.issuer`, `is the issuer of providers.${other} too`);

@@ -46,7 +46,7 @@ interface KnownIssuer {
 
 /** A provider by name: which settings it has, and what follows from them. */
 export interface Preset {
-  readonly needs: readonly OwnSetting[];
+  readonly needs: readonly (OwnSetting | 'audience')[];
   readonly takes: readonly OwnSetting[];
   /** All customers' tokens are signed with the same keys, so nothing but the audience says whose a token is. */
   readonly sharedKeys: boolean;
@@ -73,9 +73,8 @@ export class PresetProblem extends Error {
 export function baseUrl(domain: string): string | undefined {
   const text = /^https?:\/\//.test(domain) ? domain : `https://${domain}`;
   const url = URL.canParse(text) ? new URL(text) : undefined;
-  if (url === undefined || url.username !== '' || url.password !== '' || /[?#\s]/.test(domain)) {
-    return undefined;
-  }
+  const odd = /[?#@\s]|(?<!^https?:)\/\//.test(domain);
+  if (url === undefined || odd) return undefined;
   return (url.origin + url.pathname).replace(/\/+$/, '');
 }
 
@@ -109,7 +108,7 @@ export const PRESETS = {
     audience: [project],
   })),
 
-  auth0: preset({ needs: ['domain'] }, ({ domain }) => ({
+  auth0: preset({ needs: ['domain', 'audience'] }, ({ domain }) => ({
     issuers: [{ issuer: `${urlOf(domain)}/`, jwksUri: `${urlOf(domain)}/.well-known/jwks.json` }],
     algorithms: RS256,
   })),
@@ -190,7 +189,7 @@ export const PRESETS = {
     };
   }),
 
-  entra: preset({ needs: ['tenant'], takes: ['tokens'], sharedKeys: true }, (given) => {
+  entra: preset({ needs: ['tenant', 'audience'], takes: ['tokens'], sharedKeys: true }, (given) => {
     const tenant = (given.tenant ?? '').toLowerCase();
     if (!GUID.test(tenant)) {
       throw new PresetProblem(
@@ -213,17 +212,20 @@ export const PRESETS = {
     };
   }),
 
-  google: preset({ takes: ['hostedDomain'], sharedKeys: true }, ({ hostedDomain }) => {
-    const jwksUri = 'https://www.googleapis.com/oauth2/v3/certs';
-    return {
-      issuers: [
-        { issuer: 'https://accounts.google.com', jwksUri },
-        { issuer: 'accounts.google.com', jwksUri },
-      ],
-      algorithms: RS256,
-      ...(hostedDomain === undefined ? {} : { claims: { '/hd': [hostedDomain] } }),
-    };
-  }),
+  google: preset(
+    { needs: ['audience'], takes: ['hostedDomain'], sharedKeys: true },
+    ({ hostedDomain }) => {
+      const jwksUri = 'https://www.googleapis.com/oauth2/v3/certs';
+      return {
+        issuers: [
+          { issuer: 'https://accounts.google.com', jwksUri },
+          { issuer: 'accounts.google.com', jwksUri },
+        ],
+        algorithms: RS256,
+        ...(hostedDomain === undefined ? {} : { claims: { '/hd': [hostedDomain] } }),
+      };
+    },
+  ),
 
   descope: preset({ needs: ['project'], takes: ['domain'] }, ({ project = '', domain }) => {
     const url = `${urlOf(domain ?? 'api.descope.com')}/${project}`;
