@@ -86,7 +86,7 @@ async function readBody(response: IncomingMessage, maxBytes: number): Promise<st
 }
 
 /** A resolver that hands out only addresses which the name may have (attack D3). One that it may not have spoils all. */
-function judging({ privateHosts, lookup = systemLookup as LookupFunction }: DownloadOptions) {
+function judging({ privateHosts, lookup = systemLookup }: DownloadOptions) {
   const judge: LookupFunction = (hostname, options, callback) => {
     lookup(hostname, { ...options, all: true }, (error, found) => {
       if (error !== null) return callback(error, '', 0);

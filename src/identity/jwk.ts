@@ -112,7 +112,7 @@ const MAX_RSA_BITS = 8_192;
 const MAX_RSA_EXPONENT = 2n ** 64n;
 // The points of small order on edwards25519, without their sign bits and in every encoding. For each of them there are
 // signatures of zeroes that verify, so anybody could sign.
-const SMALL_ORDER = [
+const SMALL_ORDER = new Set([
   '0000000000000000000000000000000000000000000000000000000000000000',
   '0100000000000000000000000000000000000000000000000000000000000000',
   '26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05',
@@ -120,7 +120,7 @@ const SMALL_ORDER = [
   'ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f',
   'edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f',
   'eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f',
-];
+]);
 
 function parseJwks(text: string, maxKeys: number): readonly unknown[] {
   let document: unknown;
@@ -202,7 +202,7 @@ function assertLargeOrder(encoded: string): void {
   const point = Buffer.from(encoded, 'base64url');
   const sign = point.length - 1;
   point[sign] = (point[sign] ?? 0) & 0x7f;
-  if (SMALL_ORDER.includes(point.toString('hex'))) throw new Error('its point has a small order');
+  if (SMALL_ORDER.has(point.toString('hex'))) throw new Error('its point has a small order');
 }
 
 /** Imports a key; points that are not on their curve fail here. */

@@ -64,7 +64,7 @@ export class KeySet {
   #refreshing: Promise<void> | undefined;
   #abort: AbortController | undefined;
   #timer: NodeJS.Timeout | undefined;
-  #closed = false;
+  #holders = 1;
 
   constructor(
     id: string,
@@ -84,6 +84,12 @@ export class KeySet {
         : fileKeys(jwksFile, config);
     this.#ration = new FetchRation(config, this.#source.remote);
     this.#unknown = new UnknownKids(config);
+  }
+
+  /** The same set for one holder more, who must close it too. */
+  share(): this {
+    this.#holders += 1;
+    return this;
   }
 
   /** Starts fetching the keys, so that the first login need not wait. Never rejects. */
@@ -137,9 +143,10 @@ export class KeySet {
     }
   }
 
-  /** Aborts a fetch in flight and starts no other. */
+  /** When its last holder closes it: aborts a fetch in flight and starts no other. */
   close(): void {
-    this.#closed = true;
+    this.#holders -= 1;
+    if (this.#holders > 0) return;
     clearTimeout(this.#timer);
     this.#abort?.abort(new Error('the proxy is closing'));
   }
@@ -155,7 +162,7 @@ export class KeySet {
   /** Starts a refresh, or joins the one in flight. Never rejects: failures are remembered. */
   async #refresh(): Promise<void> {
     if (this.#refreshing === undefined) {
-      if (this.#closed || this.#now() < this.#ration.nextAt) return;
+      if (this.#holders === 0 || this.#now() < this.#ration.nextAt) return;
       this.#refreshing = this.#load().finally(() => {
         this.#refreshing = undefined;
         this.#arm();
@@ -203,7 +210,7 @@ export class KeySet {
 
   #onLoadFailure(error: Error): void {
     this.#lastFailure = error;
-    if (this.#closed) return;
+    if (this.#holders === 0) return;
     this.#ration.onFailure(this.#now());
     this.#onKeyProblem(this.#id, `refresh failed: ${error.message}`);
   }
@@ -211,7 +218,7 @@ export class KeySet {
   /** Sets the timer of the next refresh. It keeps no process alive. */
   #arm(): void {
     clearTimeout(this.#timer);
-    if (this.#closed || !this.#source.remote) return;
+    if (this.#holders === 0 || !this.#source.remote) return;
     const dueAt = Math.max(this.#refreshAt, this.#ration.nextAt);
     this.#timer = setTimeout(() => this.#onTimer(), Math.max(dueAt - this.#now(), 1));
     this.#timer.unref();

@@ -9,7 +9,7 @@
 import { createHash } from 'node:crypto';
 import { compactVerify, type CryptoKey, errors } from 'jose';
 import NodeCache from 'node-cache';
-import type { Config, ProviderConfig } from '../config.ts';
+import type { Config, JwksConfig, ProviderConfig } from '../config.ts';
 import { perIssuer } from '../config-provider.ts';
 import { printable, ProxyError } from '../errors.ts';
 import { checkClaims, checkTimes } from './claims.ts';
@@ -59,6 +59,8 @@ export interface Verifier {
 export interface VerifierOptions extends KeySetOptions {
   /** The wall clock, in milliseconds since the epoch; read for every token. */
   readonly now?: () => number;
+  /** The one that this one follows: keys of issuers that stay as they were are kept, for an issuer may be down just now. */
+  readonly predecessor?: Verifier | undefined;
 }
 
 /** Creates a verifier. Keys are fetched when `warm` is called, or else when the first token needs them. */
@@ -85,6 +87,8 @@ class TokenVerifier implements Verifier {
   readonly #now: () => number;
   readonly #trusts: ReadonlyMap<string, Trust>;
   readonly #verdicts: VerdictCache;
+  /** By all that a set of keys depends on. */
+  readonly #keySets = new Map<string, KeySet>();
 
   constructor(config: Config, options: VerifierOptions) {
     this.#limits = config.limits;
@@ -93,7 +97,7 @@ class TokenVerifier implements Verifier {
       Object.entries(config.providers).flatMap(([id, all]) =>
         perIssuer(all).map((provider) => [
           provider.issuer,
-          { id, provider, keySet: new KeySet(id, provider, config.jwks, options) },
+          { id, provider, keySet: this.#keySetOf(id, provider, config.jwks, options) },
         ]),
       ),
     );
@@ -128,6 +132,21 @@ class TokenVerifier implements Verifier {
   close(): void {
     for (const { keySet } of this.#trusts.values()) keySet.close();
     this.#verdicts.close();
+  }
+
+  #keySetOf(
+    id: string,
+    provider: ProviderConfig,
+    config: JwksConfig,
+    options: VerifierOptions,
+  ): KeySet {
+    const { issuer, jwksUri, jwksFile, algorithms } = provider;
+    const name = JSON.stringify([id, issuer, jwksUri, jwksFile, algorithms, config]);
+    const { predecessor } = options;
+    const kept = predecessor instanceof TokenVerifier ? predecessor.#keySets.get(name) : undefined;
+    const keySet = kept?.share() ?? new KeySet(id, provider, config, options);
+    this.#keySets.set(name, keySet);
+    return keySet;
   }
 
   /** The verdict on a token seen before, where its keys still stand and its time has not run out. */

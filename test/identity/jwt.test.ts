@@ -1,6 +1,6 @@
 /** The verifier: what it returns, the tokens it remembers, and what it says to those whose token was cut off. */
 import { describe, expect, test, vi } from 'vitest';
-import { createVerifier, type VerifierOptions } from '../../src/identity/jwt.ts';
+import { createVerifier, type Verifier, type VerifierOptions } from '../../src/identity/jwt.ts';
 import type { ConfigInput } from '../../src/config.ts';
 import {
   createIssuerKey,
@@ -434,4 +434,77 @@ test('a closed verifier fetches nothing any more', async () => {
 
   expect(reasonOf(error)).toBe('no usable keys of provider "dev": the proxy is closing');
   expect(rig.issuer.fetches).toBe(0);
+});
+
+describe('a verifier that follows another', () => {
+  const settings = (issuer: Issuer) => ({ dev: issuer.provider({ roles: ['authenticated'] }) });
+  const subjectOf = async (verifier: Verifier, issuer: Issuer) =>
+    (await verifier.verify(issuer.mint({ sub: 'alice' }), 'u')).subject;
+
+  test('keeps the keys of an issuer that is down just now', async () => {
+    await using issuer = await startIssuer({ algorithms: ['ES256'] });
+    const first = createVerifier(configWith(settings(issuer)));
+    await subjectOf(first, issuer);
+    issuer.breakDown({ kind: 'drop' });
+
+    const second = createVerifier(configWith(settings(issuer), { log: { level: 'debug' } }), {
+      predecessor: first,
+    });
+    first.close();
+
+    expect(await subjectOf(second, issuer)).toBe('alice');
+    expect(issuer.fetches).toBe(1);
+    second.close();
+  });
+
+  test('keeps no keys where anything they depend on has changed', async () => {
+    await using issuer = await startIssuer({ algorithms: ['ES256'] });
+    const first = createVerifier(configWith(settings(issuer)));
+    await subjectOf(first, issuer);
+    issuer.breakDown({ kind: 'drop' });
+    const { dev } = settings(issuer);
+
+    for (const config of [
+      configWith({ other: dev }),
+      configWith({ dev: { ...dev, algorithms: ['ES256'] } }),
+      configWith({ dev: { ...dev, jwksUri: `${issuer.url}/jwks.json?` } }),
+      configWith({ dev }, { jwks: { maxKeys: 99 } }),
+    ]) {
+      const second = createVerifier(config, { predecessor: first });
+      expect((await refusalOf(subjectOf(second, issuer))).code).toBe('keys_unavailable');
+      second.close();
+    }
+    first.close();
+  });
+
+  test('keeps no verdict: a token is judged by the new rules', async () => {
+    await using issuer = await startIssuer({ algorithms: ['ES256'] });
+    const { dev } = settings(issuer);
+    const first = createVerifier(configWith({ dev }));
+    const token = issuer.mint({ sub: 'alice' });
+    await first.verify(token, 'u');
+
+    const second = createVerifier(configWith({ dev: { ...dev, requiredClaims: ['email'] } }), {
+      predecessor: first,
+    });
+
+    expect((await refusalOf(second.verify(token, 'u'))).code).toBe('claims_rejected');
+    expect(issuer.fetches).toBe(1);
+    first.close();
+    second.close();
+  });
+
+  test('and the one before it must both be closed before nothing is fetched any more', async () => {
+    await using issuer = await startIssuer({ algorithms: ['ES256'] });
+    const first = createVerifier(configWith(settings(issuer)));
+    const second = createVerifier(configWith(settings(issuer)), { predecessor: first });
+
+    second.close();
+    expect(await subjectOf(first, issuer)).toBe('alice');
+    first.close();
+    issuer.rotate();
+
+    expect((await refusalOf(subjectOf(first, issuer))).code).toBe('token_rejected');
+    expect(issuer.fetches).toBe(1);
+  });
 });

@@ -130,6 +130,7 @@ export class Issuer {
   #published: readonly unknown[] | undefined;
   #fault: Fault | undefined;
   readonly #waiting = new Set<() => void>();
+  #answering = 0;
 
   constructor({ algorithms, audience, headers, issuer }: IssuerOptions) {
     this.audience = audience ?? 'pgjot-tests';
@@ -161,6 +162,11 @@ export class Issuer {
   /** The JWK Set as `/jwks.json` would answer without faults. */
   get jwks(): { keys: readonly unknown[] } {
     return { keys: this.#published ?? this.#keys.map(({ jwk }) => jwk) };
+  }
+
+  /** Whether an answer is on its way, unless it is one that never ends. */
+  get busy(): boolean {
+    return this.#answering > 0 && !/^(hang|endless)/.test(this.#fault?.kind ?? '');
   }
 
   /** The key for `alg`; the first one where `alg` is left out. */
@@ -266,6 +272,10 @@ export class Issuer {
     } else if (request.url === '/jwks.json') {
       this.fetches += 1;
       this.requests.push(request.headers);
+      this.#answering += 1;
+      response.once('close', () => {
+        this.#answering -= 1;
+      });
       if (this.#fault === undefined) sendJson(response, this.jwks, this.headers);
       else answerBadly(this.#fault, response);
       for (const check of this.#waiting) check();
