@@ -10,6 +10,8 @@ export default defineConfig({
       'test/e2e/attacks-*.test.ts',
       'test/e2e/parameter-attacks.test.ts',
       'test/e2e/standby.test.ts',
+      'test/e2e/lookup.test.ts',
+      'test/upstream/lookup.test.ts',
     ],
     provide: { versions: 'all' },
   },
