@@ -36,6 +36,8 @@ export interface Destination {
   readonly host: string;
   readonly port: number;
   readonly tls?: boolean;
+  /** The host name to ask for in the TLS handshake. */
+  readonly servername?: string;
 }
 
 const PATIENCE_MS = 15_000;
@@ -62,7 +64,7 @@ export class RawClient implements Disposable {
   }
 
   /** Connects, and does the TLS dance where it is asked for. */
-  static async open({ host, port, tls = false }: Destination): Promise<RawClient> {
+  static async open({ host, port, tls = false, servername }: Destination): Promise<RawClient> {
     const socket = connectTcp({ host, port, noDelay: true, allowHalfOpen: true });
     await once(socket, 'connect');
     if (!tls) return new RawClient(socket);
@@ -70,7 +72,8 @@ export class RawClient implements Disposable {
     await once(socket, 'readable');
     const answer = String(socket.read(1));
     if (answer !== 'S') throw new Error(`the server answered SSLRequest with ${answer}`);
-    const secured = connectTls({ socket, rejectUnauthorized: false });
+    const named = servername === undefined ? {} : { servername };
+    const secured = connectTls({ socket, rejectUnauthorized: false, ...named });
     await once(secured, 'secureConnect');
     return new RawClient(secured);
   }

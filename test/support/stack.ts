@@ -40,6 +40,8 @@ export interface StackOptions
   readonly slots?: number;
   /** Whether the function that mends slots is installed, and, but on a standby, used. */
   readonly healSlots?: boolean;
+  /** What the listener does beside listening. */
+  readonly listen?: Omit<NonNullable<ConfigInput['listen']>, 'port' | 'tls'>;
   readonly limits?: ConfigInput['limits'];
   readonly sessions?: ConfigInput['sessions'];
   readonly startupParameters?: ConfigInput['startupParameters'];
@@ -263,7 +265,11 @@ async function writeConfig(
   await writeFile(caFile, authority.ca);
   await writeFile(secretFile, SECRET, { mode: 0o600 });
   return {
-    listen: { port: 0, tls: options.tls ? { mode: 'require', certFile, keyFile } : {} },
+    listen: {
+      port: 0,
+      tls: options.tls ? { mode: 'require', certFile, keyFile } : {},
+      ...options.listen,
+    },
     providers: { test: { ...issuer.provider({ roles: ['authenticated'] }), ...options.provider } },
     upstreams: {
       main: {
