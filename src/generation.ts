@@ -149,6 +149,7 @@ export class SharedPool {
   readonly secret: string;
   readonly #pool: Pool;
   #leases = 0;
+  #retired = false;
   #whenUnused: (() => void) | undefined;
 
   constructor(pool: Pool, upstream: UpstreamConfig, secret: string) {
@@ -178,8 +179,10 @@ export class SharedPool {
     return this.#pool.counts();
   }
 
-  /** Closes the pool when its last session is released. */
+  /** Closes the pool when its last session is released; until then it keeps no slot that its successor could use. */
   async retire(): Promise<void> {
+    this.#retired = true;
+    this.#pool.giveBack();
     if (this.#leases > 0) {
       await new Promise<void>((resolve) => {
         this.#whenUnused = resolve;
@@ -190,6 +193,7 @@ export class SharedPool {
 
   #giveBack(): void {
     this.#leases--;
+    if (this.#retired) this.#pool.giveBack();
     if (this.#leases === 0) this.#whenUnused?.();
   }
 }

@@ -66,6 +66,8 @@ export interface Pool {
   ): Promise<Lease>;
   /** How many slots of each role are in which state. */
   counts(): Readonly<Record<string, ReturnType<Slots['counts']>>>;
+  /** Gives the slots that are free back to the database, for other pools to lease. */
+  giveBack(): void;
   /** Waits for the sessions that are being released, then ends the control connection. */
   close(): Promise<void>;
 }
@@ -108,9 +110,12 @@ export function createPool(
   );
   // Logins and releases.
   const underWay = new Set<Promise<unknown>>();
+  const giveBack = () => {
+    for (const slots of slotsByRole.values()) slots.giveBack();
+  };
   const housekeeping = setInterval(() => {
     control.sweep().catch(() => {});
-    for (const slots of slotsByRole.values()) slots.giveBack();
+    giveBack();
   }, HOUSEKEEPING_MS);
   housekeeping.unref();
 
@@ -198,6 +203,7 @@ export function createPool(
     },
     counts: () =>
       Object.fromEntries([...slotsByRole].map(([role, slots]) => [role, slots.counts()])),
+    giveBack,
     async close() {
       clearInterval(housekeeping);
       // A login that was given up ends only when the question that it was at is answered.

@@ -45,6 +45,8 @@ export interface StackOptions
   readonly limits?: ConfigInput['limits'];
   readonly sessions?: ConfigInput['sessions'];
   readonly startupParameters?: ConfigInput['startupParameters'];
+  readonly revocations?: ConfigInput['revocations'];
+  readonly admin?: ConfigInput['admin'];
   /** Group roles beside `authenticated`, and their slots. */
   readonly roles?: Readonly<Record<string, { readonly slots: number }>>;
   readonly anonymous?: ConfigInput['anonymous'];
@@ -288,5 +290,7 @@ async function writeConfig(
     ...(options.limits && { limits: options.limits }),
     ...(options.sessions && { sessions: options.sessions }),
     ...(options.startupParameters && { startupParameters: options.startupParameters }),
+    ...(options.revocations && { revocations: options.revocations }),
+    ...(options.admin && { admin: options.admin }),
   };
 }
