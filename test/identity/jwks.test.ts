@@ -1,9 +1,10 @@
 /** The key set: the attacks D1 to D10 on it, each by its name, on a clock of its own. */
 import { mkdtemp, rename, rm, writeFile } from 'node:fs/promises';
+import type { LookupFunction } from 'node:net';
 import { gzipSync } from 'node:zlib';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { describe, expect, test } from 'vitest';
+import { describe, expect, test, vi } from 'vitest';
 import type { ConfigInput, JwksConfig } from '../../src/config.ts';
 import { KeySet } from '../../src/identity/jwks.ts';
 import { createIssuerKey, type Fault, type Issuer, startIssuer } from '../support/issuer.ts';
@@ -45,6 +46,11 @@ async function startRig(
       await issuer.close();
     },
   };
+}
+
+/** Long enough for a request that was made to arrive. */
+async function later(): Promise<void> {
+  for (let turn = 0; turn < 50; turn += 1) await new Promise((resolve) => setImmediate(resolve));
 }
 
 /** As many logins at once, each with a kid that nobody has. */
@@ -225,6 +231,77 @@ describe('D1 unknown kids and outages', () => {
   });
 });
 
+describe('D1 an issuer that renames or exchanges its keys', () => {
+  const ec = createIssuerKey('ES256', 'first');
+
+  test('a key under a new kid is found by it at once, and no more by the old one', async () => {
+    await using rig = await startRig();
+    rig.issuer.publish([ec.jwk]);
+    await rig.knows('first');
+    rig.issuer.publish([{ ...ec.jwk, kid: 'second' }]);
+
+    expect(await rig.knows('second')).toBe(true);
+    expect(await rig.knows('first')).toBe(false);
+    expect(rig.issuer.fetches).toBe(2);
+  });
+
+  test('another key under an old kid takes its place at the next refresh', async () => {
+    await using rig = await startRig();
+    rig.issuer.publish([ec.jwk]);
+    const before = await rig.keySet.current();
+    rig.issuer.publish([createIssuerKey('ES256', 'first').jwk]);
+    rig.clock.ms += 150_000;
+    await rig.keySet.current();
+
+    await eventually(async () => expect(await rig.keySet.current()).not.toBe(before));
+
+    expect(await rig.knows('first')).toBe(true);
+  });
+
+  test('a kid that both have at once for different keys is good for neither', async () => {
+    await using rig = await startRig();
+    rig.issuer.publish([ec.jwk, createIssuerKey('ES256', 'first').jwk, rig.issuer.key().jwk]);
+
+    expect(await rig.knows('first')).toBe(false);
+    expect(rig.problems).toEqual(['dev: kid "first" names different keys: none of them is used']);
+  });
+
+  test('a token without kid is no reason to ask, however many come', async () => {
+    await using rig = await startRig();
+    await rig.knows();
+    rig.issuer.rotate({ algorithms: ['RS256'] });
+
+    for (let login = 0; login < 100; login += 1) {
+      expect((await rig.keySet.find(undefined, 'RS256')).candidates).toEqual([]);
+    }
+
+    expect(rig.issuer.fetches).toBe(1);
+  });
+});
+
+test('D3 a jwksUri whose name leads inside is asked for nothing', async () => {
+  const lookup: LookupFunction = (_, __, callback) =>
+    callback(null, [{ address: '169.254.169.254', family: 4 }]);
+  const config = configWith({
+    dev: {
+      issuer: 'https://id.example',
+      jwksUri: 'https://id.example/jwks.json',
+      audience: 'a',
+      roles: ['analyst'],
+    },
+  });
+  const keySet = new KeySet('dev', config.providers['dev']!, config.jwks, { lookup });
+
+  const error = await refusalOf(keySet.current());
+
+  keySet.close();
+  expect([error.code, error.spec.sqlstate]).toEqual(['keys_unavailable', '57P03']);
+  expect(reasonOf(error)).toMatch(
+    /"id\.example" has the address 169\.254\.169\.254, which is not on/,
+  );
+  expect(JSON.stringify([error.message, error.detail, error.hint])).not.toMatch(/169|example/);
+});
+
 describe('D2, D3, D7 answers that are no keys', () => {
   const html = '<!doctype html><title>Maintenance</title>';
   const faults: (readonly [string, Fault, RegExp])[] = [
@@ -324,30 +401,40 @@ describe('D2, D3, D7 answers that are no keys', () => {
 });
 
 describe('freshness', () => {
+  const date = 'Thu, 01 Jan 2026 00:00:00 GMT';
+  const in2Minutes = 'Thu, 01 Jan 2026 00:02:00 GMT';
+
   test.each([
     ['nothing', {}, 300_000],
     ['max-age=120', { 'cache-control': 'public, max-age=120' }, 120_000],
+    ['Max-Age=120', { 'cache-control': 'Max-Age=120' }, 120_000],
     ['max-age="120"', { 'cache-control': 'max-age="120"' }, 120_000],
+    ['max-age twice', { 'cache-control': 'max-age=120, max-age=240' }, 120_000],
     ['max-age and age', { 'cache-control': 'max-age=120', age: '20' }, 100_000],
     ['a strange age', { 'cache-control': 'max-age=120', age: 'old' }, 120_000],
+    ['more age than max-age', { 'cache-control': 'max-age=120', age: '500' }, 60_000],
     ['a week', { 'cache-control': 'max-age=604800' }, 300_000],
-    ['a second', { 'cache-control': 'max-age=1' }, 30_000],
-    ['no-store', { 'cache-control': 'no-store' }, 30_000],
-    ['no-cache', { 'cache-control': 'no-cache, max-age=120' }, 30_000],
-    [
-      'expires',
-      { date: 'Thu, 01 Jan 2026 00:00:00 GMT', expires: 'Thu, 01 Jan 2026 00:02:00 GMT' },
-      120_000,
-    ],
-    ['expires 0', { date: 'Thu, 01 Jan 2026 00:00:00 GMT', expires: '0' }, 300_000],
-    ['garbage', { 'cache-control': 'max-age=soon' }, 300_000],
-  ])('an issuer that says %s is asked again after its time', async (_, headers, freshMs) => {
+    ['longer than there are numbers', { 'cache-control': `max-age=${'9'.repeat(400)}` }, 300_000],
+    ['a second', { 'cache-control': 'max-age=1' }, 60_000],
+    ['no-store', { 'cache-control': 'no-store' }, 60_000],
+    ['no-cache', { 'cache-control': 'no-cache, max-age=120' }, 60_000],
+    ['a directive of its own', { 'cache-control': 'x-max-age=120' }, 300_000],
+    ['max-age inside a string', { 'cache-control': 'private="a, max-age=120"' }, 300_000],
+    ['expires', { date, expires: in2Minutes }, 120_000],
+    ['expires and age', { date, expires: in2Minutes, age: '20' }, 100_000],
+    ['expires and max-age', { date, expires: in2Minutes, 'cache-control': 'max-age=90' }, 90_000],
+    ['expires in the past', { date: in2Minutes, expires: date }, 60_000],
+    ['expires 0', { date, expires: '0' }, 60_000],
+    ['garbage', { 'cache-control': 'max-age=soon', expires: 'soon', date: 'now' }, 60_000],
+    ['garbage without expires', { 'cache-control': 'max-age=soon' }, 300_000],
+  ])('an issuer that says %s is asked again at half of its time', async (_, headers, freshMs) => {
     await using rig = await startRig();
     rig.issuer.headers = headers;
     await rig.keySet.current();
 
-    rig.clock.ms += freshMs - 1;
+    rig.clock.ms += freshMs / 2 - 1;
     await rig.keySet.current();
+    await later();
     expect(rig.issuer.fetches).toBe(1);
     rig.clock.ms += 1;
     await rig.keySet.current();
@@ -488,6 +575,12 @@ describe('keys in a file', () => {
     rig.clock.ms += 1_000;
     expect(await rig.keySet.current()).toBe(same);
 
+    // What is no regular file, or too long a one, is not read.
+    await write(' '.repeat(262_145));
+    rig.clock.ms += 1_000;
+    expect(await rig.keySet.current()).toBe(same);
+    expect(rig.problems.at(-1)).toMatch(/jwks\.json is longer than jwks\.maxBytes \(262144\)$/);
+
     // Half a file changes nothing, for as long as keys may be stale.
     await write('{"keys":[');
     rig.clock.ms += 1_000;
@@ -495,6 +588,26 @@ describe('keys in a file', () => {
     rig.clock.ms += 60_000;
     expect(reasonOf(await refusalOf(rig.keySet.current()))).toMatch(/not JSON$/);
 
+    await rm(folder, { recursive: true });
+  });
+
+  test('that never ends is not read', async () => {
+    await using rig = await startRig({}, { jwksUri: undefined, jwksFile: '/dev/zero' });
+
+    expect(reasonOf(await refusalOf(rig.keySet.current()))).toMatch(/\/dev\/zero is not a file$/);
+  });
+
+  test('leave no timer behind, and are not read without a login', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'pgjot-jwks-'));
+    const file = join(folder, 'jwks.json');
+    await writeFile(file, JSON.stringify({ keys: [createIssuerKey('ES256').jwk] }));
+    await using rig = await startRig({}, { jwksUri: undefined, jwksFile: file });
+    vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+
+    await rig.keySet.current();
+
+    expect(vi.getTimerCount()).toBe(0);
+    vi.useRealTimers();
     await rm(folder, { recursive: true });
   });
 });
