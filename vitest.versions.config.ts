@@ -14,5 +14,7 @@ export default defineConfig({
       'test/upstream/lookup.test.ts',
     ],
     provide: { versions: 'all' },
+    // These files mostly wait for PostgreSQL, which has processes of its own.
+    maxWorkers: 2,
   },
 });

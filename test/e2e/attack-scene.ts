@@ -2,8 +2,9 @@
  * Where the attacks on the identity are tried, and the scene of each: Alice attacks, Bob is at work beside her.
  *
  * The grounds are every session mode on every PostgreSQL of the run, in clear and with TLS on both sides of the proxy. Mode
- * `pg_session_jwt` is tried where a server has the extension; mode `replica`, which costs a second server, on the newest
- * version alone unless the run is about the versions. All attacks are tried on all of them, but for what NOT_TRIED says.
+ * `pg_session_jwt` is tried where a server has the extension. `npm run test:versions` goes over all of them; `npm test`, to be
+ * short, has mode `replica` on the newest version alone, and both ways of travelling for mode `portable` on that one alone.
+ * All attacks are tried on all grounds, but for what NOT_TRIED says.
  */
 import pg from 'pg';
 import { expect } from 'vitest';
@@ -73,11 +74,15 @@ export interface Ground {
 /** Every ground of this run: `describe.each(grounds())(GROUND, …)`. */
 export function grounds(): Ground[] {
   return postgresVersions().flatMap((version) =>
-    sessionModes(version).flatMap((session) => [
-      { version, session, tls: false },
-      { version, session, tls: true },
-    ]),
+    sessionModes(version).flatMap((session) =>
+      transports(version, session).map((tls) => ({ version, session, tls })),
+    ),
   );
+}
+
+function transports(version: number, session: SessionMode): boolean[] {
+  const isNewest = version === postgresVersions()[0];
+  return isVersionsRun() || (isNewest && session === 'portable') ? [false, true] : [isNewest];
 }
 
 /** The title of a ground. */
