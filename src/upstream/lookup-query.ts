@@ -54,7 +54,7 @@ export function createLookupQuery(
     } catch (error) {
       const sqlstate = sqlstateOf(error);
       if (sqlstate === undefined) throw error;
-      if (isOfServer(sqlstate)) throw withoutContext(error as Error);
+      if (isOfServer(sqlstate)) throw inOwnWords(error as pg.DatabaseError);
       // Whatever is wrong with the query itself can be said; the rest is the values' fault, and cannot.
       await check(client);
       throw new Refusal(`what lookup.sql does with these claims (SQLSTATE ${sqlstate})`);
@@ -131,14 +131,14 @@ function sqlstateOf(error: unknown): string | undefined {
   return error instanceof pg.DatabaseError ? (error.code ?? '') : undefined;
 }
 
-/** Out of resources, canceled, shutting down: not the query's fault, and in words that quote no value. */
+/** Out of resources, canceled, shutting down: not the query's fault. */
 function isOfServer(sqlstate: string): boolean {
-  return /^(53|57|58)/.test(sqlstate);
+  return /^(53|57)/.test(sqlstate);
 }
 
-/** PostgreSQL's context may quote what a function did with the values. */
-function withoutContext({ message }: Error): Error {
-  return new Error(message);
+/** What the server says of itself, but not what a function of somebody's says in its name, who may quote what it was given. */
+function inOwnWords({ code, message, where }: pg.DatabaseError): Error {
+  return new Error(where === undefined ? message : `PostgreSQL gave up (SQLSTATE ${code})`);
 }
 
 const MAX_CONNECTIONS = 4;
