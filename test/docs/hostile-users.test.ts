@@ -1,6 +1,9 @@
 /** The page on hostile users: each thing that they can do, done, and what holds against it, set. */
+import { once } from 'node:events';
+import type pg from 'pg';
 import type { ClientConfig, Notification } from 'pg';
 import { describe, expect, it, onTestFinished } from 'vitest';
+import { withSuperuser } from '../support/postgres.ts';
 import { startStack, until } from '../support/stack.ts';
 import { describeDocument } from './describe-document.ts';
 
@@ -48,6 +51,29 @@ describe('what takes more than one session of a user', () => {
 
     const all = ['order 17 is placed', 'order 17 is paid'];
     expect(heard).toEqual({ mallory: all, alice: all });
+  });
+
+  it('keeps no transaction open for longer than a session may last', async () => {
+    await using stack = await startStack({ sessions: { maxLifetimeMs: 500, graceMs: 200 } });
+    const mallory = await stack.connect('mallory');
+    const ended = once(mallory, 'error') as Promise<[pg.DatabaseError]>;
+
+    await mallory.query('begin isolation level repeatable read');
+    await mallory.query('select count(*) from todos');
+    const [error] = await ended;
+
+    expect(error.code).toBe('57P01');
+    await withSuperuser(
+      stack.postgres,
+      (admin) =>
+        until(async () => {
+          const { rows } = await admin.query(
+            "select from pg_stat_activity where usename ^@ 'pgjot_authenticated_' and xact_start is not null",
+          );
+          return rows.length === 0;
+        }),
+      'app',
+    );
   });
 
   it('spoils a slot, and no later session gets it', async () => {

@@ -141,6 +141,36 @@ describe('replica', () => {
   });
 });
 
+const NEWEST = postgresVersions()[0] as number;
+const extended = postgresVersions().find((version) => hasExtension(version, 'pg_session_jwt'));
+if (extended === undefined) {
+  console.log(
+    'skipped the extension in docs/session-modes.md: no PostgreSQL here has pg_session_jwt',
+  );
+}
+
+describe('a fresh token in a session', () => {
+  it.each([
+    ['portable', 'taken', NEWEST],
+    ['replica', 'reconnect', NEWEST],
+    ...(extended === undefined ? [] : [['pg_session_jwt', 'reconnect', extended] as const]),
+  ] as const)('in mode %s: %s', async (session, answer, version) => {
+    await using stack = await startStack({ session, version });
+    const client = await stack.connect('alice');
+
+    const token = await stack.token('alice', { plan: 'pro' });
+    const said = await client.query(`set pgjot.token = '${token}'`).then(
+      () => 'taken',
+      (error: Error) => error.message,
+    );
+    const { rows } = await client.query("select auth.session() ->> 'plan' as plan");
+    await client.end();
+
+    expect(said).toContain(answer);
+    expect(rows).toEqual([{ plan: answer === 'taken' ? 'pro' : null }]);
+  });
+});
+
 describe('a rotated secret', () => {
   it.each([
     ['replica', null, 0],
@@ -202,13 +232,6 @@ describe.skipIf(noDump || dumped === undefined)('a dump', () => {
     expect(without.stdout).toContain('CREATE TABLE pgjot.identity_key');
   });
 });
-
-const extended = postgresVersions().find((version) => hasExtension(version, 'pg_session_jwt'));
-if (extended === undefined) {
-  console.log(
-    'skipped the extension in docs/session-modes.md: no PostgreSQL here has pg_session_jwt',
-  );
-}
 
 describe.skipIf(extended === undefined)('pg_session_jwt', () => {
   const version = extended === undefined ? {} : { version: extended };
