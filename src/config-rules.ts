@@ -160,9 +160,30 @@ function checkUpstreams(config: Config, report: Report): void {
 }
 
 function checkRoutes(config: Config, report: Report): void {
+  let catchAll: string | undefined;
   for (const [index, route] of (config.routes ?? []).entries()) {
-    if (!Object.hasOwn(config.upstreams, route.upstream)) {
-      report(`routes.${index}.upstream`, `"${route.upstream}" is not an upstream`);
+    const path = `routes.${index}`;
+    if (catchAll !== undefined) report(path, `is never reached: ${catchAll} is for every client`);
+    const { upstream, byClaim, upstreams, ...conditions } = route;
+    if (Object.values(conditions).every((one) => one === undefined)) catchAll ??= path;
+    if ((upstream === undefined) === (byClaim === undefined)) {
+      report(path, 'needs exactly one of upstream and byClaim');
+    }
+    if ((byClaim === undefined) !== (upstreams === undefined)) {
+      report(path, 'needs both byClaim and upstreams, or neither');
+    }
+    const targets = Object.entries(upstreams ?? {}).map(([value, id]) => [
+      `upstreams.${value}`,
+      id,
+    ]);
+    if (upstream !== undefined) targets.push(['upstream', upstream]);
+    for (const [at, id = ''] of targets) {
+      if (!Object.hasOwn(config.upstreams, id)) {
+        report(`${path}.${at}`, `"${id}" is not an upstream`);
+      }
+    }
+    if (route.provider !== undefined && !Object.hasOwn(config.providers, route.provider)) {
+      report(`${path}.provider`, `"${route.provider}" is not a provider`);
     }
   }
 }

@@ -5,7 +5,7 @@
  */
 import { z } from 'zod';
 import { provider } from './config-provider.ts';
-import { jsonPointer, milliseconds, name, port } from './config-values.ts';
+import { hostName, jsonPointer, milliseconds, name, port } from './config-values.ts';
 
 /** How an identity can reach SQL; `src/upstream/` has a file for each. */
 export const SESSION_MODES = ['portable', 'pg_session_jwt', 'replica'] as const;
@@ -36,11 +36,7 @@ const discovery = {
 const authenticationRule = z.strictObject({
   user: name.optional(),
   database: name.optional(),
-  sni: z
-    .string()
-    .regex(/^[a-z0-9._-]+$/, 'must be a host name in lower case')
-    .optional()
-    .describe('The host name that the client gave in its TLS handshake.'),
+  sni: hostName.optional().describe('The host name that the client gave in its TLS handshake.'),
   method: z.enum(AUTHENTICATION_METHODS),
   ...discovery,
   scope: discovery.scope.optional(),
@@ -163,6 +159,28 @@ const upstream = z.strictObject({
     .describe('How long a login waits for a free slot.'),
 });
 
+const claimValue = z.union([z.string(), z.number(), z.boolean()]);
+
+const route = z.strictObject({
+  database: name
+    .optional()
+    .describe('What the client asks for; it need not be what it is called upstream.'),
+  sni: hostName.optional().describe('The host name that the client gave in its TLS handshake.'),
+  provider: z.string().min(1).optional().describe('Whose token it is.'),
+  claims: z
+    .record(jsonPointer, z.union([claimValue, z.array(claimValue).min(1)]))
+    .optional()
+    .describe('What claims must be, or contain where they are arrays, by JSON Pointers.'),
+  upstream: z.string().min(1).optional().describe('Where such clients go.'),
+  byClaim: jsonPointer
+    .optional()
+    .describe('Instead: a JSON Pointer to the claim that chooses among `upstreams`.'),
+  upstreams: z
+    .record(z.string().min(1), z.string().min(1))
+    .optional()
+    .describe('Upstreams by the value of that claim. Any other value is refused.'),
+});
+
 /** The whole file. */
 export const schema = z.strictObject({
   $schema: z.string().optional(),
@@ -182,7 +200,7 @@ export const schema = z.strictObject({
     })
     .prefault({}),
   routes: z
-    .array(z.strictObject({ database: name, upstream: z.string() }))
+    .array(route)
     .optional()
     .describe('First match wins. Default: one route for each upstream, by its database.'),
   startupParameters: z

@@ -21,6 +21,9 @@ export const milliseconds = z
   .min(0)
   .max(2 ** 31 - 1);
 
+/** A host name as TLS clients name it. */
+export const hostName = z.string().regex(/^[a-z0-9._-]+$/, 'must be a host name in lower case');
+
 /** Where in the claims something is (RFC 6901). */
 export const jsonPointer = z
   .string()

@@ -36,11 +36,11 @@ export interface ConnectionContext {
   /** Counts a client in, and returns how to count it out again. Throws `too_many_clients`, `draining`. */
   admit(): () => void;
   /** Nobody, where this startup needs no token. Throws `role_forbidden`. */
-  anonymous(startup: Startup): Identity | undefined;
+  anonymous(asking: Asking): Identity | undefined;
   /** What a client hears that signs in by OAUTHBEARER and has no token yet; `undefined` for one that signs in by password. */
   discovery(asking: Asking): Discovery | undefined;
   /** Who a verified token's holder is for this startup. Throws `role_forbidden`. */
-  authorize(startup: Startup, token: VerifiedToken): Identity;
+  authorize(asking: Asking, token: VerifiedToken): Identity;
   acquire(
     identity: Identity,
     parameters: ReadonlyMap<string, string>,
@@ -84,7 +84,9 @@ export async function serve(
     login.audible();
     log.onStartup(startup);
     countOut = context.admit();
-    const identity = await identify(client, startup, context, login);
+    const { user, database } = startup;
+    const asking = { user, database, sni: sniOf(client) };
+    const identity = await identify(client, asking, context, login);
     log.onIdentity(identity);
     const expiresAt = believedUntil(identity.expiresAt, context.sessions);
     const lease = await context.acquire(
@@ -96,7 +98,7 @@ export async function serve(
     try {
       await login.bound(welcome(client, { greeting: lease.greeting, cancelKey }));
       login.over();
-      outcome = await serveSession(client, { startup, identity, lease }, context, log);
+      outcome = await serveSession(client, { asking, identity, lease }, context, log);
       log.onEnd(outcome);
     } finally {
       const busy = outcome?.busy ?? true;
@@ -119,23 +121,23 @@ export async function serve(
 /** Who the client is: the holder of a verified token, or nobody where the role that it asks for needs none. */
 async function identify(
   client: Client,
-  startup: Startup,
+  asking: Asking,
   context: ConnectionContext,
   login: LoginDeadline,
 ): Promise<Identity> {
-  const nobody = context.anonymous(startup);
+  const nobody = context.anonymous(asking);
   if (nobody !== undefined) {
     login.watch(client.stream);
     return nobody;
   }
-  const { user, database } = startup;
-  const discovery = context.discovery({ user, database, sni: sniOf(client) });
+  const { user } = asking;
+  const discovery = context.discovery(asking);
   const question = { user, maxTokenBytes: context.maxTokenBytes, discovery };
   const { token, refuse } = await askForToken(client, question, login.signal);
   login.watch(client.stream);
   try {
     const verified = await login.bound(context.verifier.verify(token, user));
-    return context.authorize(startup, verified);
+    return context.authorize(asking, verified);
   } catch (error) {
     return await refuse(error);
   }
@@ -144,13 +146,13 @@ async function identify(
 /** The long middle, which ends with the token at the latest. */
 async function serveSession(
   client: Client,
-  { startup, identity, lease }: { startup: Startup; identity: Identity; lease: Lease },
+  { asking, identity, lease }: { asking: Asking; identity: Identity; lease: Lease },
   context: ConnectionContext,
   log: ConnectionLog,
 ): Promise<Outcome> {
   const judge = createRenewal(
     {
-      startup,
+      asking,
       identity,
       lease,
       onRenewal(renewed) {

@@ -88,14 +88,14 @@ export function createGeneration(
     loginTimeoutMs: config.limits.loginTimeoutMs,
     sessions: config.sessions,
     admit: () => house.admit(config.limits.maxClients),
-    anonymous: (startup) => decideAnonymous(config, startup),
+    anonymous: (asking) => decideAnonymous(config, asking),
     discovery: (asking) => chooseAuthentication(config, asking),
-    authorize(startup, token) {
+    authorize(asking, token) {
       if (revocations.covers(token)) {
         const cause = new Error('revoked');
-        throw new ProxyError('token_revoked', { user: startup.user }, { cause });
+        throw new ProxyError('token_revoked', { user: asking.user }, { cause });
       }
-      return decide(config, startup, token);
+      return decide(config, asking, token);
     },
     acquire: (identity, parameters, signal) =>
       (pools.get(identity.upstream) as SharedPool).acquire(identity, parameters, signal),

@@ -5,10 +5,10 @@
  * with the token that it had.
  */
 import { setTimeout as delay } from 'node:timers/promises';
-import type { Startup } from './client/handshake.ts';
 import { believedUntil } from './deadline.ts';
 import { type ErrorCode, ProxyError } from './errors.ts';
 import type { Config } from './config.ts';
+import type { Asking } from './identity/authentication.ts';
 import type { VerifiedToken, Verifier } from './identity/jwt.ts';
 import type { Identity } from './identity/policy.ts';
 import type { Refusal, TokenJudge } from './splice/screen.ts';
@@ -19,12 +19,12 @@ export interface RenewalContext {
   readonly verifier: Verifier;
   readonly sessions: Config['sessions'];
   readonly loginTimeoutMs: number;
-  authorize(startup: Startup, token: VerifiedToken): Identity;
+  authorize(asking: Asking, token: VerifiedToken): Identity;
 }
 
 /** Whose session it is. */
 export interface RenewedSession {
-  readonly startup: Startup;
+  readonly asking: Asking;
   readonly identity: Identity;
   readonly lease: Lease;
   /** The session has this identity now. */
@@ -64,14 +64,14 @@ export function createRenewal(session: RenewedSession, context: RenewalContext):
 
 async function renew(
   token: string,
-  { startup, identity, lease }: RenewedSession,
+  { asking, identity, lease }: RenewedSession,
   context: RenewalContext,
 ): Promise<Identity> {
   if (lease.renew === undefined || identity.subject === undefined) {
     throw new ProxyError('feature_unsupported', { feature: 'SET pgjot.token' });
   }
-  const verified = await context.verifier.verify(token, startup.user);
-  const renewed = context.authorize(startup, verified);
+  const verified = await context.verifier.verify(token, asking.user);
+  const renewed = context.authorize(asking, verified);
   if (!isSame(renewed, identity)) {
     const cause = new Error('the new token is for another issuer, subject or upstream');
     throw new ProxyError('role_forbidden', { role: identity.role }, { cause });

@@ -4,10 +4,12 @@
  * The client asks for a role and a database; the configuration and the token's claims must both grant them. Verifies no
  * token and opens no connection. A claim may grant a role that the configuration lists, never name one that it does not.
  */
-import type { Config, ProviderConfig, UpstreamConfig } from '../config.ts';
+import type { Config, ProviderConfig } from '../config.ts';
 import { printable, ProxyError } from '../errors.ts';
+import type { Asking } from './authentication.ts';
 import type { VerifiedToken } from './jwt.ts';
 import { resolvePointer } from './pointer.ts';
+import { findRoute, type Traveller } from './route.ts';
 
 /**
  * Who a session belongs to. Everything in it was signed by the issuer or granted by the configuration.
@@ -27,19 +29,13 @@ export interface Identity {
   readonly expiresAt: number;
 }
 
-/** What StartupMessage asked for; unverified. */
-interface Requested {
-  readonly user: string;
-  readonly database: string;
-}
-
 /**
  * Maps what the client asked for and what it proved to what it gets.
  *
  * @throws {ProxyError} role_forbidden
  */
-export function decide(config: Config, startup: Requested, verified: VerifiedToken): Identity {
-  const { user: role, database } = startup;
+export function decide(config: Config, asking: Asking, verified: VerifiedToken): Identity {
+  const { user: role, database, sni } = asking;
   const { provider: id, issuer, subject, kid, claims } = verified;
   const provider = own(config.providers, id);
   if (provider === undefined) throw forbid(role, `provider "${id}" is no longer configured`);
@@ -52,7 +48,7 @@ export function decide(config: Config, startup: Requested, verified: VerifiedTok
       `the claim at ${provider.roleClaim} does not name role "${printable(role)}"`,
     );
   }
-  const upstream = routeTo(config, role, database);
+  const upstream = routeTo(config, role, { database, sni, provider: id, claims });
   const expiresAt = verified.expiresAt + verified.toleranceMs;
   return Object.freeze({ provider: id, issuer, subject, kid, role, upstream, claims, expiresAt });
 }
@@ -63,8 +59,8 @@ export function decide(config: Config, startup: Requested, verified: VerifiedTok
  *
  * @throws {ProxyError} role_forbidden
  */
-export function decideAnonymous(config: Config, startup: Requested): Identity | undefined {
-  const { user: role, database } = startup;
+export function decideAnonymous(config: Config, asking: Asking): Identity | undefined {
+  const { user: role, database, sni } = asking;
   if (!config.anonymous.enabled || role !== config.anonymous.role) return undefined;
   return Object.freeze({
     provider: undefined,
@@ -72,7 +68,7 @@ export function decideAnonymous(config: Config, startup: Requested): Identity | 
     subject: undefined,
     kid: undefined,
     role,
-    upstream: routeTo(config, role, database),
+    upstream: routeTo(config, role, { database, sni, provider: undefined, claims: {} }),
     claims: {},
     expiresAt: Infinity,
   });
@@ -88,22 +84,14 @@ function isGrantedByClaim(
   return granted === role || (Array.isArray(granted) && granted.includes(role));
 }
 
-/** The upstream that has this database and this role. */
-function routeTo(config: Config, role: string, database: string): string {
-  const upstream = routeByDatabase(config, database);
-  if (upstream === undefined) throw forbid(role, `no route for database "${printable(database)}"`);
-  if (own(config.upstreams[upstream]?.roles ?? {}, role) === undefined) {
-    throw forbid(role, `upstream "${upstream}" has no role "${printable(role)}"`);
+/** The upstream that this client is sent to, and that has this role. */
+function routeTo(config: Config, role: string, traveller: Traveller): string {
+  const route = findRoute(config, traveller);
+  if (typeof route === 'string') throw forbid(role, route);
+  if (own(config.upstreams[route.upstream]?.roles ?? {}, role) === undefined) {
+    throw forbid(role, `upstream "${route.upstream}" has no role "${printable(role)}"`);
   }
-  return upstream;
-}
-
-function routeByDatabase(config: Config, database: string): string | undefined {
-  if (config.routes !== undefined) {
-    return config.routes.find((route) => route.database === database)?.upstream;
-  }
-  const upstreams = Object.entries<UpstreamConfig>(config.upstreams);
-  return upstreams.find(([, upstream]) => upstream.database === database)?.[0];
+  return route.upstream;
 }
 
 function forbid(role: string, reason: string): ProxyError {

@@ -31,7 +31,7 @@ function refusal(
   token: VerifiedToken = verified(),
 ): { code: string; message: string; reason: string } {
   try {
-    decide(config, { user: 'authenticated', database: 'app', ...startup }, token);
+    decide(config, { user: 'authenticated', database: 'app', sni: undefined, ...startup }, token);
   } catch (error) {
     if (!(error instanceof ProxyError)) throw error;
     expect([error.detail, error.hint]).toEqual([undefined, undefined]);
@@ -45,7 +45,7 @@ test('an identity is what the issuer signed and the configuration grants', () =>
 
   const identity = decide(
     configWith({ own: provider() }),
-    { user: 'analyst', database: 'app' },
+    { user: 'analyst', database: 'app', sni: undefined },
     token,
   );
 
@@ -158,7 +158,11 @@ describe('C17 roles that nobody granted', () => {
   ])('the pointer %s finds its claim', (roleClaim, claims) => {
     const config = configWith({ own: provider({ roleClaim }) });
 
-    const identity = decide(config, { user: 'authenticated', database: 'app' }, verified(claims));
+    const identity = decide(
+      config,
+      { user: 'authenticated', database: 'app', sni: undefined },
+      verified(claims),
+    );
 
     expect(identity.role).toBe('authenticated');
   });
@@ -173,7 +177,7 @@ describe('routes', () => {
   });
   const upstreams = { a: upstream('app'), b: upstream('reports', ['analyst']), c: upstream('app') };
   const routed = (config: Config, database: string, user = 'analyst') =>
-    decide(config, { user, database }, verified()).upstream;
+    decide(config, { user, database, sni: undefined }, verified()).upstream;
 
   test('without routes each upstream is found by its database, the first one first', () => {
     const config = configWith({ own: provider() }, { upstreams });
