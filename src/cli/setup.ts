@@ -6,7 +6,7 @@
  */
 import { Command } from 'commander';
 import { DatabaseError, type Client } from 'pg';
-import { readSecret, type Config, type UpstreamConfig } from '../config.ts';
+import { readSecret, type UpstreamConfig } from '../config.ts';
 import {
   install,
   planInstall,
@@ -17,6 +17,7 @@ import {
 } from '../session-sql/install.ts';
 import { ADMIN_URL, answer, connectAsAdmin, upstreamNamed } from './admin.ts';
 import { CommandError } from './failure.ts';
+import { replicasOf } from './standbys.ts';
 import { CONFIG_FILE } from './start.ts';
 import { visible } from './table.ts';
 
@@ -70,7 +71,7 @@ async function setUp(name: string, options: SetupOptions): Promise<void> {
     );
   }
   const secret = readSecret(upstream.secret, `upstreams.${name}.secret`);
-  const replicas = replicasOf(config, upstream.database, secret);
+  const replicas = replicasOf(config, name);
   const wanted: InstallOptions = {
     secret,
     roles: upstream.roles,
@@ -87,18 +88,6 @@ async function setUp(name: string, options: SetupOptions): Promise<void> {
     (admin) => install(admin, wanted),
     'nothing was missing; the passwords were set anew, as they are each time',
   );
-}
-
-/** The standbys of this database that the configuration names: those with the same database and the same secret. */
-function replicasOf(config: Config, database: string, secret: string): UpstreamConfig[] {
-  return Object.entries(config.upstreams)
-    .filter(
-      ([id, one]) =>
-        one.session === 'replica' &&
-        one.database === database &&
-        readSecret(one.secret, `upstreams.${id}.secret`) === secret,
-    )
-    .map(([, one]) => one);
 }
 
 function contradiction(options: SetupOptions): string | undefined {

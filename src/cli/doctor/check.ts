@@ -5,7 +5,8 @@
  * `TERMS` defines. They run in one read-only transaction with `search_path` pinned.
  */
 import type { Client } from 'pg';
-import type { Finding, Severity } from './finding.ts';
+import type { UpstreamConfig } from '../../config.ts';
+import type { Finding, Mend, Severity } from './finding.ts';
 
 /** A query and what its rows mean. */
 export interface Check {
@@ -15,7 +16,7 @@ export interface Check {
   readonly reason: string;
   /** A SELECT over `TERMS` with the columns of `Row`. */
   readonly select: string;
-  /** The row's SQL has to be run as pgjot_owner, whom nobody else can be for longer than a transaction. */
+  /** The row's SQL has to be run as pgjot_owner, or whom the row names, whom nobody else can be for longer than a transaction. */
   readonly asOwner?: true;
   /** `pgjot setup` mends it, after the row's SQL where there is any. */
   readonly setup?: true;
@@ -25,6 +26,7 @@ export interface Check {
 interface Row {
   readonly object: string;
   readonly sql?: string | null;
+  readonly owner?: string | null;
   readonly reason?: string;
   readonly severity?: Severity;
   readonly manual?: string;
@@ -32,28 +34,37 @@ interface Row {
 
 /** What the database should be like. */
 export interface Expected {
-  readonly roles: Readonly<Record<string, { readonly slots: number }>>;
-  /** The line that runs `pgjot setup` for this upstream. */
-  readonly setup: string;
+  readonly session: UpstreamConfig['session'];
+  readonly roles: UpstreamConfig['roles'];
+  /** Unknown of a standby whose primary is not in the configuration. */
+  readonly healSlots: boolean | undefined;
+  readonly lookup: boolean;
+  /** Whether standbys of this database serve clients; it may be one itself. */
+  readonly replicas: boolean;
+  /** How `pgjot setup` is run for this upstream, or for its primary. */
+  readonly setup: Pick<Mend, 'shell' | 'manual'>;
 }
 
 /**
  * The words that the queries are written in. PostgreSQL computes only those that a query uses.
  *
+ *   config     the rest of `Expected`
  *   wanted     the configuration's roles           grp        those of them that exist
- *   slot       login roles with a slot's name      ours       slots, pgjot_control, pgjot_owner
+ *   slot       login roles with a slot's name      ours       slots, pgjot_control, _owner, _lookup and _healer
  *   edge       memberships, and how to revoke one
  *   grantee    everybody whose privileges a client has: PUBLIC, groups, what groups inherit from, slots
  *   relation   tables and views of the application that a client can reach, and by whose grants
  *   reads      what a view reads, through other views too
  */
 const TERMS = `
-with recursive wanted as (
-  select w.role, w.slots, r.oid
-    from jsonb_to_recordset($1::jsonb) as w (role name, slots int4)
+with recursive config as (
+  select * from jsonb_to_record($2::jsonb) as c (session text, "healSlots" bool, lookup bool, replicas bool)
+), wanted as (
+  select w.role, w.slots, w.attributes, r.oid, r.rolsuper
+    from jsonb_to_recordset($1::jsonb) as w (role name, slots int4, attributes text[])
     left join pg_roles r on r.rolname = w.role
 ), grp as (
-  select oid, role as name from wanted where oid is not null
+  select oid, role as name, rolsuper as almighty from wanted where oid is not null
 ), slot as (
   select r.*, w.role, w.oid as role_oid, w.slots, substr(r.rolname, length(w.role) + 8)::int8 as number
     from wanted w
@@ -62,7 +73,8 @@ with recursive wanted as (
 ), ours as (
   select oid, rolname, 'slot' as kind, role_oid from slot
    union all
-  select oid, rolname, substr(rolname, 7), null from pg_roles where rolname in ('pgjot_control', 'pgjot_owner')
+  select oid, rolname, substr(rolname, 7), null from pg_roles
+   where rolname in ('pgjot_control', 'pgjot_owner', 'pgjot_lookup', 'pgjot_healer')
 ), edge as (
   select m.roleid, m.member,
          format('revoke %s from %s', m.roleid::regrole, m.member::regrole)
@@ -76,7 +88,8 @@ with recursive wanted as (
    union all
   select r.oid, quote_ident(r.rolname)
     from pg_roles r
-   where r.oid in (select oid from slot) or exists (select from grp g where pg_has_role(g.oid, r.oid, 'USAGE'))
+   where r.oid in (select oid from slot) or exists (select from grp g where not g.almighty and pg_has_role(g.oid, r.oid, 'USAGE'))
+      or r.oid in (select oid from grp)
 ), relation as (
   select * from (
     select c.oid, c.oid::regclass as name, c.relkind, c.relowner, c.relrowsecurity, c.relforcerowsecurity,
@@ -127,10 +140,13 @@ export async function runChecks(
 export async function select<R extends object>(
   admin: Client,
   text: string,
-  { roles }: Pick<Expected, 'roles'>,
+  { roles, ...config }: Expected,
 ): Promise<R[]> {
-  const wanted = Object.entries(roles).map(([role, { slots }]) => ({ role, slots }));
-  const { rows } = await admin.query<R>(`${TERMS}\n${text}`, [JSON.stringify(wanted)]);
+  const wanted = Object.entries(roles).map(([role, more]) => ({ role, ...more }));
+  const { rows } = await admin.query<R>(`${TERMS}\n${text}`, [
+    JSON.stringify(wanted),
+    JSON.stringify(config),
+  ]);
   return rows;
 }
 
@@ -154,21 +170,23 @@ function findingOf(check: Check, row: Row, { setup }: Expected): Finding {
     object: row.object,
     reason: row.reason ?? reason,
     mend: {
-      ...(sql !== undefined && { sql: check.asOwner ? runAsOwner(sql) : sql }),
-      ...(check.setup && { shell: setup }),
+      ...(sql !== undefined && {
+        sql: check.asOwner ? runAs(row.owner ?? 'pgjot_owner', sql) : sql,
+      }),
+      ...(check.setup && setup),
       ...(row.manual && { manual: row.manual }),
     },
   };
 }
 
-function runAsOwner(sql: string): string {
+function runAs(owner: string, sql: string): string {
   return [
     'begin;',
-    'grant pgjot_owner to current_user;',
-    'set local role pgjot_owner;',
+    `grant ${owner} to current_user;`,
+    `set local role ${owner};`,
     sql,
     'reset role;',
-    'revoke pgjot_owner from current_user;',
+    `revoke ${owner} from current_user;`,
     'commit;',
   ].join('\n');
 }

@@ -184,7 +184,7 @@ function sameServer(admin: Probe, control: Probe): Finding[] {
 }
 
 /** PostgreSQL's own words on a login, or the system's on a network; neither holds the password. */
-function refused(error: Error, setup: string): Finding {
+function refused(error: Error, setup: Expected['setup']): Finding {
   const answered = error instanceof DatabaseError;
   return {
     severity: 'critical',
@@ -192,7 +192,7 @@ function refused(error: Error, setup: string): Finding {
     object: 'the control connection',
     reason: `The proxy cannot log in as ${CONTROL_ROLE}: ${connectFailure(error)}.`,
     mend: answered
-      ? { shell: setup }
+      ? setup
       : { manual: 'make host, port and tls of the upstream lead to the database' },
   };
 }

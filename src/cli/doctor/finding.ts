@@ -4,7 +4,7 @@
  * Words only; how a finding is come by is in the files beside this one.
  */
 
-/** `critical`: somebody can read or become what they must not. `warning`: one mistake away from it, or it does not work. */
+/** `critical`: somebody can read or become what they must not, or nobody can sign in. `warning`: one mistake away from that. */
 export type Severity = 'critical' | 'warning' | 'advice';
 
 /** What mends a finding, to be run in this order: SQL as the administrator, then a shell line, then by hand. */

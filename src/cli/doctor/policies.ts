@@ -6,6 +6,7 @@
 import type { Client } from 'pg';
 import { select, type Expected } from './check.ts';
 import type { Finding, Severity } from './finding.ts';
+import { EXTENSION_FUNCTIONS } from './modes.ts';
 
 /** A policy as the catalog has it. */
 export interface Policy {
@@ -92,7 +93,9 @@ export async function policyFindings(admin: Client, expected: Expected): Promise
                     join pg_namespace n on n.oid = f.pronamespace
                    where d.classid = 'pg_policy'::regclass and d.objid = p.oid and d.refclassid = 'pg_proc'::regclass
                      and n.nspname not in ('pg_catalog', 'pgjot')
-                     and concat(f.prosrc, pg_get_function_sqlbody(f.oid)) ~ 'current_setting|request\\.jwt') as forgeable
+                     and (concat(f.prosrc, pg_get_function_sqlbody(f.oid)) ~ 'current_setting|request\\.jwt'
+                          -- Without a key from the proxy the extension believes request.jwt.claims.
+                          or (select session from config) <> 'pg_session_jwt' and f.oid in (${EXTENSION_FUNCTIONS}))) as forgeable
        from pg_policy p
       where exists (select from wanted)
       order by 1`,

@@ -39,22 +39,53 @@ const SERVER_CHECKS: readonly Check[] = [
   },
 ];
 
-const HBA_UNKNOWN: Finding = {
+const HBA_UNKNOWN = (session: Expected['session']): Finding => ({
   severity: 'advice',
   code: 'hba_unknown',
   object: 'pg_hba.conf',
   reason:
-    'Only a superuser can look whether it lets slots and pgjot_control in from elsewhere than the proxy.',
+    'Only a superuser can look whether it lets slots and pgjot_control in from elsewhere than the proxy' +
+    (session === 'pg_session_jwt'
+      ? ', where in this mode a slot can be anybody, and the user of a slot can change its password.'
+      : '.'),
   mend: { manual: 'run pgjot doctor as superuser, or look at the rules of the firewall' },
-};
+});
 
 const RULE = `
-  select h.*, format('pg_hba.conf line %s', h.line_number) as object
+  select h.*, format('pg_hba.conf line %s', h.line_number) as object,
+         -- The lines of included files count from one again.
+         coalesce((to_jsonb(h) ->> 'rule_number')::int4, h.line_number) as place
     from pg_hba_file_rules h
    where h.error is null and (h.database && array['all', 'sameuser', 'samerole', current_database()::text])
      -- Of one of ours: by name, by membership, by pattern.
      and exists (select from unnest(h.user_name) u
                   where u = 'all' or u ~ '^[+/]' or u in (select rolname from ours))`;
+
+const NAME_PROXIES = 'name the addresses of the proxies there, then: select pg_reload_conf();';
+
+const EVERYWHERE = (rule: string) =>
+  `${rule}.address in ('all', '0.0.0.0', '::') and coalesce(${rule}.netmask, '0.0.0.0') in ('0.0.0.0', '::')`;
+
+const MATCHES = (rule: string, slot: string) => `
+  exists (select from unnest(${rule}.user_name) u
+           where case left(u, 1)
+                 when '+' then pg_has_role(${slot}.oid, to_regrole(quote_ident(substr(u, 2))), 'MEMBER')
+                 when '/' then ${slot}.rolname ~ substr(u, 2)
+                 else u in ('all', ${slot}.rolname) end)`;
+
+// In mode pg_session_jwt: a rule (r) by which a slot gets in from everywhere with a password, and not past a rule that
+// rejects it from everywhere before. A certificate is nothing that its user can change.
+const FORGEABLE = `
+  (select session from config) = 'pg_session_jwt'
+  and r.auth_method not in ('reject', 'cert') and ${EVERYWHERE('r')}
+  and 'clientcert=verify-full' <> all (coalesce(r.options, '{}'))
+  and exists (select from slot s
+               where s.rolcanlogin and ${MATCHES('r', 's')}
+                 and not exists (select from (${RULE}) e
+                                  where e.auth_method = 'reject' and e.place < r.place
+                                    and 'all' = any (e.database) and e.type in ('host', r.type)
+                                    and ${EVERYWHERE('e')} and e.address in ('all', r.address)
+                                    and ${MATCHES('e', 's')}))`;
 
 const HBA_CHECKS: readonly Check[] = [
   {
@@ -72,9 +103,16 @@ const HBA_CHECKS: readonly Check[] = [
     reason:
       'It lets slots and pgjot_control in from every address, with nothing but their passwords in the way.',
     select: `
-      select r.object, 'name the addresses of the proxies there, then: select pg_reload_conf();' as manual
+      select r.object, '${NAME_PROXIES}' as manual
         from (${RULE}) r
-       where r.auth_method <> 'reject' and (r.address in ('all', '0.0.0.0', '::') and coalesce(r.netmask, '0.0.0.0') in ('0.0.0.0', '::'))`,
+       where r.auth_method <> 'reject' and ${EVERYWHERE('r')} and not (${FORGEABLE})`,
+  },
+  {
+    code: 'hba_slots_open',
+    severity: 'warning',
+    reason:
+      'Whoever logs in as a slot past the proxy brings a key of his own and can be anybody, and the user of a slot can change its password; this rule lets slots in from every address.',
+    select: `select r.object, '${NAME_PROXIES}' as manual from (${RULE}) r where ${FORGEABLE}`,
   },
 ];
 
@@ -89,7 +127,7 @@ export async function serverFindings(admin: Client, expected: Expected): Promise
   return [
     ...versionFindings(version),
     ...(await runChecks(admin, SERVER_CHECKS, expected)),
-    ...(hba ? await runChecks(admin, HBA_CHECKS, expected) : [HBA_UNKNOWN]),
+    ...(hba ? await runChecks(admin, HBA_CHECKS, expected) : [HBA_UNKNOWN(expected.session)]),
   ];
 }
 

@@ -70,7 +70,7 @@ export const TABLE_CHECKS: readonly Check[] = [
         from pg_class c join pg_namespace n on n.oid = c.relnamespace
        where c.relkind in ('r', 'p') and c.relpersistence <> 't' and n.nspname !~ '^pg_'
          and (c.relowner in (select oid from slot)
-              or exists (select from grp g where pg_has_role(g.oid, c.relowner, 'MEMBER')))`,
+              or exists (select from grp g where not g.almighty and pg_has_role(g.oid, c.relowner, 'MEMBER')))`,
   },
   {
     code: 'table_power_granted',

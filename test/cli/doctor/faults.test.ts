@@ -1,5 +1,4 @@
 /** Every fault, planted in one database: each is found, mended by the SQL that the doctor gives, and gone. */
-import pg from 'pg';
 import { describe, expect, it } from 'vitest';
 import type { Severity } from '../../../src/cli/doctor/finding.ts';
 import { install, installDemo } from '../../../src/session-sql/install.ts';
@@ -349,7 +348,7 @@ describe.each(postgresVersions())('the doctor on PostgreSQL %i', (version) => {
       for (const { reason } of findings) expect(reason).toMatch(/^[A-Z"].*\.$/);
 
       for (const { mend } of findings) {
-        if (mend.sql !== undefined) await run(ward, who, mend.sql);
+        if (mend.sql !== undefined) await ward.mend(who, mend.sql);
       }
       expect(findings.some(({ mend }) => mend.shell?.startsWith('pgjot setup main'))).toBe(true);
       await ward.setup('superuser');
@@ -364,23 +363,3 @@ describe.each(postgresVersions())('the doctor on PostgreSQL %i', (version) => {
     60_000,
   );
 });
-
-/** As `who`, or, where PostgreSQL wants more for it, as superuser. */
-async function run(ward: Ward, who: Who, sql: string): Promise<void> {
-  const refusals: (string | undefined)[] = [];
-  // REVOKE by somebody who granted nothing is a warning to PostgreSQL.
-  const listen = ({ code }: { code: string | undefined }) => refusals.push(code);
-  ward[who].on('notice', listen);
-  try {
-    await ward[who].query(sql);
-  } catch (error) {
-    if (!(error instanceof pg.DatabaseError)) throw error;
-    refusals.push(error.code);
-  }
-  ward[who].off('notice', listen);
-  if (refusals.length === 0) return;
-  await ward[who].query('rollback');
-  expect(who, `${refusals.join()}: ${sql}`).toBe('admin');
-  for (const refusal of refusals) expect(['42501', '01006']).toContain(refusal);
-  await ward.superuser.query(sql);
-}

@@ -147,7 +147,7 @@ describe('one look at a real server', () => {
     expect(codes(serious(await examine()))).toEqual([
       ['critical', 'group_missing', 'role auditor'],
     ]);
-    await ward.setup('admin', roles);
+    await ward.setup('admin', { roles });
     expect(serious(await examine())).toEqual([]);
     await ward.setup('admin');
   });
@@ -155,7 +155,7 @@ describe('one look at a real server', () => {
   it('notices more slots than max_connections has room for', async () => {
     await using small = await Ward.bare({ settings: { max_connections: '20' } });
     const roles = { authenticated: { slots: 12 } };
-    await small.setup('admin', roles);
+    await small.setup('admin', { roles });
     await small.superuser.query('revoke create on schema public from public');
     const found = serious(await small.examine('superuser', { config: small.config({ roles }) }));
 

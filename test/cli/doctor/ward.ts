@@ -2,11 +2,11 @@
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import type pg from 'pg';
+import pg from 'pg';
 import { diagnose } from '../../../src/cli/doctor/diagnose.ts';
 import type { Finding } from '../../../src/cli/doctor/finding.ts';
-import { parseConfig, type Config, type ConfigInput } from '../../../src/config.ts';
-import { install } from '../../../src/session-sql/install.ts';
+import { parseConfig, type ConfigInput } from '../../../src/config.ts';
+import { install, type InstallOptions } from '../../../src/session-sql/install.ts';
 import { Database, SECRET } from '../../session-sql/database.ts';
 import type { TestPostgresOptions } from '../../support/postgres.ts';
 
@@ -53,21 +53,51 @@ export class Ward implements AsyncDisposable {
   }
 
   /** The application, and what setup makes of it when `who` runs it. */
-  static async healthy(who: Who, options: TestPostgresOptions = {}): Promise<Ward> {
+  static async healthy(
+    who: Who,
+    options: TestPostgresOptions = {},
+    setup: Partial<InstallOptions> = {},
+  ): Promise<Ward> {
     const ward = await Ward.bare(options);
-    await install(ward[who], { secret: SECRET, roles: ROLES });
+    if (setup.session === 'pg_session_jwt') {
+      // Which an administrator who is no superuser has to be given.
+      await ward.superuser.query(
+        'create extension pg_session_jwt; grant usage on schema auth to admin with grant option',
+      );
+    }
+    await install(ward[who], { secret: SECRET, roles: ROLES, ...setup });
     const wants = ward.database.server.major >= 15 ? ' with (security_invoker = true)' : '';
     await ward[who].query(APPLICATION);
     await ward[who].query(`create view public.drafts${wants} as select * from public.notes`);
     if (wants !== '') await ward[who].query('grant select on public.drafts to authenticated');
-    await ward.setup(who);
+    await ward.setup(who, setup);
     return ward;
   }
 
   /** What `pgjot setup main --grant-schema public --force-rls` does. */
-  async setup(who: Who, roles: Config['upstreams'][string]['roles'] = ROLES): Promise<void> {
-    const grants = Object.keys(roles).map((role) => ({ schema: 'public', role }));
-    await install(this[who], { secret: SECRET, roles, grants, forceRls: true });
+  async setup(who: Who, setup: Partial<InstallOptions> = {}): Promise<void> {
+    const grants = Object.keys(setup.roles ?? ROLES).map((role) => ({ schema: 'public', role }));
+    await install(this[who], { secret: SECRET, roles: ROLES, grants, forceRls: true, ...setup });
+  }
+
+  /** Runs SQL that the doctor gave as `who`, or, where PostgreSQL wants more for it, as superuser. */
+  async mend(who: Who, sql: string): Promise<void> {
+    const refusals: (string | undefined)[] = [];
+    // REVOKE by somebody who granted nothing is a warning to PostgreSQL.
+    const listen = ({ code }: { code: string | undefined }) => refusals.push(code);
+    this[who].on('notice', listen);
+    try {
+      await this[who].query(sql);
+    } catch (error) {
+      if (!(error instanceof pg.DatabaseError)) throw error;
+      refusals.push(error.code);
+    }
+    this[who].off('notice', listen);
+    if (refusals.length === 0) return;
+    await this[who].query('rollback');
+    const isOfRights = refusals.every((one) => one === '42501' || one === '01006');
+    if (who !== 'admin' || !isOfRights) throw new Error(`${refusals.join()}: ${sql}`);
+    await this.superuser.query(sql);
   }
 
   /** The configuration of this upstream as the proxy has it. */
