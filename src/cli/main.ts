@@ -10,6 +10,7 @@ import { ConfigError } from '../errors.ts';
 import { checkCommand } from './check.ts';
 import { devCommand } from './dev.ts';
 import { doctorCommand } from './doctor.ts';
+import { explainCommand } from './explain.ts';
 import { CommandError, EXIT } from './failure.ts';
 import { setupCommand } from './setup.ts';
 import { sqlCommand } from './sql.ts';
@@ -41,6 +42,7 @@ const commands = [
   checkCommand,
   setupCommand,
   doctorCommand,
+  explainCommand,
   tokenCommand,
   sqlCommand,
 ];
