@@ -24,7 +24,7 @@ export interface ClaimsContext {
 const MAX_SECONDS = 253_402_300_799;
 const MAX_SUBJECT_BYTES = 255;
 // eslint-disable-next-line no-control-regex
-const CONTROL_CHARACTERS = /[\u0000-\u001f\u007f]/;
+const CONTROL_CHARACTERS = /[\u0000-\u001f\u007f-\u009f]/;
 // What jsonb refuses: U+0000 and halves of surrogate pairs.
 // eslint-disable-next-line no-control-regex
 const UNSTORABLE = /[\u0000\p{Cs}]/u;

@@ -42,33 +42,33 @@ const claims = { sub: 'alice', note: MARK };
 
 const cases: Case[] = [
   {
-    name: 'expired',
+    name: 'C9 expired',
     token: ({ issuer }) => issuer.mint(claims, { expiresIn: -3_600 }),
     reason: 'token_expired',
     cause: /exp/,
     detail: 'The token has expired.',
   },
   {
-    name: 'for another audience',
+    name: 'C11 for another audience',
     token: ({ issuer }) => issuer.mint({ ...claims, aud: 'somebody-else' }),
     reason: 'claims_rejected',
     cause: /aud/,
     detail: 'aud',
   },
   {
-    name: 'from another issuer',
+    name: 'C12 from another issuer',
     token: (_, stranger) => stranger.mint(claims),
     reason: 'token_rejected',
     cause: /issuer/,
   },
   {
-    name: 'of another issuer that pretends to be ours',
+    name: 'C18 of another issuer that pretends to be ours',
     token: ({ issuer }, stranger) => stranger.mint({ ...claims, iss: issuer.issuer }),
     reason: 'token_rejected',
     cause: /no key with kid/,
   },
   {
-    name: 'signed by another key under a kid of ours',
+    name: 'C18 signed by another key under a kid of ours',
     token: ({ issuer }) => {
       const kid = issuer.key('RS256').kid;
       return issuer.mint(claims, { alg: 'RS256', key: createIssuerKey('RS256', kid) });
@@ -77,14 +77,14 @@ const cases: Case[] = [
     cause: /signature does not verify/,
   },
   {
-    name: 'with alg none',
+    name: 'C1 with alg none',
     token: ({ issuer }) => issuer.mint(claims, { alg: 'none', key: issuer.key() }),
     reason: 'token_rejected',
     cause: /the signature is empty/,
     hint: /no third part/,
   },
   {
-    name: 'with alg none and somebody else’s signature',
+    name: 'C1 with alg none and somebody else’s signature',
     token: ({ issuer }) => {
       const { kid } = issuer.key('RS256');
       const [, payload, signature] = issuer.mint(claims, { alg: 'RS256' }).split('.');
@@ -95,7 +95,7 @@ const cases: Case[] = [
     cause: /alg "none" is not allowed/,
   },
   {
-    name: 'with HS256 and the public key as the secret',
+    name: 'C2 with HS256 and the public key as the secret',
     token: ({ issuer }) => {
       const { kid, publicPem } = issuer.key('RS256');
       return issuer.mintRaw(
@@ -139,7 +139,7 @@ const cases: Case[] = [
     hint: /255 bytes/,
   },
   {
-    name: 'of 60 KB',
+    name: 'C8 of 60 KB',
     token: ({ issuer }) => issuer.mint({ ...claims, long: MARK.repeat(2_200) }),
     reason: 'token_rejected',
     cause: /more than limits\.maxTokenBytes/,
@@ -151,7 +151,169 @@ const cases: Case[] = [
     cause: /parts, not 3/,
   },
   { name: 'that is empty', token: () => '', reason: 'token_missing' },
+  {
+    name: 'C3 whose kid is a path',
+    token: ({ issuer }) => issuer.mint(claims, { kid: '../../../../etc/passwd' }),
+    reason: 'token_rejected',
+    cause: /^TokenRefusal no key with kid "\.\.\/\.\.\/\.\.\/\.\.\/etc\/passwd" at issuer/,
+  },
+  {
+    name: 'C3 whose kid is an object',
+    token: ({ issuer }) => issuer.mint(claims, { header: { kid: { $ne: null } } }),
+    reason: 'token_rejected',
+    cause: /the kid is not a string/,
+  },
+  {
+    name: 'C4 that brings its key along',
+    token: ({ issuer }, stranger) =>
+      issuer.mint(claims, { key: stranger.key(), header: { jwk: stranger.key().jwk } }),
+    reason: 'token_rejected',
+    cause: /the header has a member "jwk"/,
+  },
+  {
+    name: 'C4 that says where its key is',
+    token: ({ issuer }, stranger) =>
+      issuer.mint(claims, { key: stranger.key(), header: { jku: stranger.jwksUri } }),
+    reason: 'token_rejected',
+    cause: /the header has a member "jku"/,
+  },
+  {
+    name: 'C5 with a critical extension',
+    token: ({ issuer }) => issuer.mint(claims, { header: { crit: ['b64'], b64: false } }),
+    reason: 'token_rejected',
+    cause: /the header has a member "crit"/,
+  },
+  {
+    name: 'C6 with two subjects',
+    token: ({ issuer }) =>
+      issuer.mintRaw(header(issuer), `{"sub":"bob",${payload(issuer).slice(1)}`),
+    reason: 'token_rejected',
+    cause: /the payload has two members "sub" in one object/,
+  },
+  {
+    name: 'C6 with two algs',
+    token: ({ issuer }) =>
+      issuer.mintRaw(`{"alg":"none",${header(issuer).slice(1)}`, payload(issuer)),
+    reason: 'token_rejected',
+    cause: /the header has two members "alg" in one object/,
+  },
+  {
+    name: 'C7 with a claim __proto__',
+    token: ({ issuer }) =>
+      issuer.mintRaw(
+        header(issuer),
+        `{"__proto__":{"role":"service_role"},${payload(issuer).slice(1)}`,
+      ),
+    reason: 'token_rejected',
+    cause: /the payload has a member "__proto__"/,
+  },
+  {
+    name: 'C8 nested 3,000 deep',
+    token: ({ issuer }) =>
+      issuer.mintRaw(
+        header(issuer),
+        `{"deep":${'['.repeat(3_000)}${']'.repeat(3_000)},${payload(issuer).slice(1)}`,
+      ),
+    reason: 'token_rejected',
+    cause: /nested more than 16 deep/,
+  },
+  {
+    name: 'C9 without exp',
+    token: ({ issuer }) => issuer.mint({ ...claims, exp: undefined }),
+    reason: 'claims_rejected',
+    detail: 'The claim "exp" is missing or not a time.',
+  },
+  {
+    name: 'C9 that expires at infinity',
+    token: ({ issuer }) =>
+      issuer.mintRaw(header(issuer), payload(issuer).replace(/"exp":\d+/, '"exp":1e999')),
+    reason: 'claims_rejected',
+    detail: 'The claim "exp" is missing or not a time.',
+  },
+  {
+    name: 'C10 that is not valid yet',
+    token: ({ issuer }) => issuer.mint({ ...claims, nbf: Math.floor(Date.now() / 1_000) + 60 }),
+    reason: 'token_expired',
+    cause: /^nbf is in \d+ ms/,
+    detail: 'The token is not valid yet.',
+  },
+  {
+    name: 'C10 issued in the future',
+    token: ({ issuer }) => issuer.mint({ ...claims, iat: Math.floor(Date.now() / 1_000) + 60 }),
+    reason: 'token_expired',
+    cause: /^iat is in \d+ ms/,
+    detail: 'The token was issued in the future.',
+  },
+  {
+    name: 'C12 whose issuer has a slash more',
+    token: ({ issuer }) => issuer.mint({ ...claims, iss: `${issuer.issuer}/` }),
+    reason: 'token_rejected',
+    cause: /is not that of any provider/,
+  },
+  {
+    name: 'C13 that is a logout token by its type',
+    token: ({ issuer }) => issuer.mint(claims, { header: { typ: 'logout+jwt' } }),
+    reason: 'token_rejected',
+    cause: /typ "logout\+jwt" is another kind of token/,
+  },
+  {
+    name: 'C13 that is a logout token by its claims',
+    token: ({ issuer }) =>
+      issuer.mint({
+        ...claims,
+        events: { 'http://schemas.openid.net/event/backchannel-logout': {} },
+      }),
+    reason: 'claims_rejected',
+    detail: 'The claim "events" makes it a security event, not a sign-in.',
+  },
+  {
+    name: 'C14 with five parts',
+    token: ({ issuer }) => `${issuer.mint(claims)}.AAAA.AAAA`,
+    reason: 'token_rejected',
+    cause: /more than 3 parts/,
+  },
+  {
+    name: 'C15 with a line feed behind it',
+    token: ({ issuer }) => `${issuer.mint(claims)}\n`,
+    reason: 'token_rejected',
+    cause: /the signature is empty or not base64url/,
+  },
+  {
+    name: 'C15 with padding',
+    token: ({ issuer }) => `${issuer.mint(claims)}==`,
+    reason: 'token_rejected',
+    cause: /the signature is empty or not base64url/,
+  },
+  {
+    name: 'C16 whose subject has a NUL',
+    token: ({ issuer }) => issuer.mint({ ...claims, sub: 'alice\0' }),
+    reason: 'claims_rejected',
+    detail: 'The claim "sub" is missing or not a fit subject.',
+  },
+  {
+    name: 'C16 whose subject is a number',
+    token: ({ issuer }) => issuer.mint({ ...claims, sub: 1 }),
+    reason: 'claims_rejected',
+    detail: 'The claim "sub" is missing or not a fit subject.',
+  },
+  {
+    name: 'C16 with a claim that PostgreSQL cannot store',
+    token: ({ issuer }) => issuer.mint({ ...claims, tenant: { name: 'a\0' } }),
+    reason: 'claims_rejected',
+    detail: 'The claim "tenant" holds something that PostgreSQL cannot store unchanged.',
+  },
 ];
+
+/** The text of a good header, to be spoilt. */
+function header(issuer: Issuer): string {
+  const { alg, kid } = issuer.key();
+  return JSON.stringify({ alg, kid });
+}
+
+/** The text of good claims, to be spoilt. */
+function payload({ issuer: iss, audience: aud }: Issuer): string {
+  return JSON.stringify({ iss, aud, exp: Math.floor(Date.now() / 1_000) + 3_600, ...claims });
+}
 
 /** Whether a token's signature is good, so that a DETAIL may say what is not. */
 const isSigned = ({ detail }: Case) => detail !== undefined;

@@ -62,11 +62,13 @@ const AFTER_THE_SIGNATURE: Record<string, readonly SignedAttack[]> = {
     ...signed('The claim "nbf" is missing or not a time.', {
       'nbf as a string': { nbf: `${SECONDS}` },
       'nbf null': { nbf: null },
+      'nbf an array': { nbf: [SECONDS] },
       'nbf 1e999': () => forge.withNumber('nbf', '1e999'),
     }),
     ...signed('The claim "iat" is missing or not a time.', {
       'iat as a string': { iat: 'now' },
       'iat true': { iat: true },
+      'iat -1e999': () => forge.withNumber('iat', '-1e999'),
     }),
   ],
   'C11 aud': signed('The claim "aud" is missing or names another audience.', {
@@ -98,6 +100,9 @@ const AFTER_THE_SIGNATURE: Record<string, readonly SignedAttack[]> = {
       'U+0000': { sub: 'alice\0' },
       'a line feed': { sub: 'alice\nbob' },
       'U+007F': { sub: 'alice\u007f' },
+      'U+0085, a line feed to some': { sub: 'alice\u0085bob' },
+      'an object': { sub: { toString: 'alice' } },
+      true: { sub: true },
     }),
     ...signed('The claim "sub" holds something that PostgreSQL cannot store unchanged.', {
       'half a surrogate pair': { sub: '\ud83d' },

@@ -313,9 +313,29 @@ const BEFORE_THE_SIGNATURE: Record<string, readonly Attack[]> = {
     ['null', () => forge.withPayload({ iss: null }), /^iss is missing/],
   ],
   'C13 other kinds of token': [
-    ...['logout+jwt', 'secevent+jwt', 'application/dpop+jwt', 'LOGOUT+JWT', 'not-at+jwt+jwt'].map(
+    ...[
+      'logout+jwt',
+      'secevent+jwt',
+      'dpop+jwt',
+      'application/dpop+jwt',
+      'LOGOUT+JWT',
+      'not-at+jwt+jwt',
+      'logout+jwt;v=1',
+      'logout+jwt ',
+      'at+jwt;v=1',
+      'flat+jwt',
+      'kb+jwt',
+      'dc+sd-jwt',
+      'vc+ld+jwt',
+      'oauth-authz-req+jwt',
+      'token-introspection+jwt',
+      'client-authentication+jwt',
+      'entity-statement+jwt',
+      'jwk-set+json',
+    ].map(
       (typ): Attack => [`typ ${typ}`, () => forge.withHeader({ typ }), /is another kind of token/],
     ),
+    ['typ null', () => forge.withHeader({ typ: null }), /^the typ is not a string$/],
     ['typ as an array', () => forge.withHeader({ typ: ['JWT'] }), /^the typ is not a string$/],
   ],
   'C14 other serialisations': [
