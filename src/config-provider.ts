@@ -32,7 +32,8 @@ export const ALGORITHMS = [
   'EdDSA',
 ] as const;
 
-const DEFAULT_ALGORITHMS = ['RS256', 'ES256', 'EdDSA'] as const;
+/** What a provider may sign with where neither its settings nor its preset say. */
+export const DEFAULT_ALGORITHMS = ['RS256', 'ES256', 'EdDSA'] as const;
 
 // What goes into a URL as it is.
 const urlSafe = z

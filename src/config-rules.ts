@@ -209,7 +209,8 @@ function isRoleOfSomeUpstream(config: Config, role: string): boolean {
   return Object.values(config.upstreams).some(({ roles }) => Object.hasOwn(roles, role));
 }
 
-function isSafeUri(uri: string): boolean {
+/** Whether what comes from `uri` can be believed: https without user information, or http on a loopback address. */
+export function isSafeUri(uri: string): boolean {
   const url = new URL(uri);
   if (url.username !== '' || url.password !== '') return false;
   return (

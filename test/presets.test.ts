@@ -207,7 +207,7 @@ describe('what cannot be', () => {
   });
 
   it('is one issuer in two providers, be it the second of several', () => {
-    const google = { preset: 'google', audience: 'a', roles: ['authenticated'] } as const;
+    const google = { preset: 'google' as const, audience: 'a', roles: ['authenticated'] };
     const other = {
       issuer: 'accounts.google.com',
       jwksUri: 'https://x.example.com',

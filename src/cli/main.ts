@@ -12,6 +12,7 @@ import { devCommand } from './dev.ts';
 import { doctorCommand } from './doctor.ts';
 import { explainCommand } from './explain.ts';
 import { CommandError, EXIT } from './failure.ts';
+import { providerCommand } from './provider.ts';
 import { setupCommand } from './setup.ts';
 import { sqlCommand } from './sql.ts';
 import { startCommand } from './start.ts';
@@ -43,11 +44,14 @@ const commands = [
   setupCommand,
   doctorCommand,
   explainCommand,
+  providerCommand,
   tokenCommand,
   sqlCommand,
 ];
 for (const command of commands) {
-  program.addCommand(command().copyInheritedSettings(program));
+  const added = command().copyInheritedSettings(program);
+  for (const inner of added.commands) inner.copyInheritedSettings(added);
+  program.addCommand(added);
 }
 
 try {

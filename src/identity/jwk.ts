@@ -28,6 +28,10 @@ export class PublishedKeys {
     this.#byKid = new Map(keys.flatMap((key) => (key.kid === undefined ? [] : [[key.kid, key]])));
   }
 
+  get size(): number {
+    return this.#keys.length;
+  }
+
   has(kid: string): boolean {
     return this.#byKid.has(kid);
   }

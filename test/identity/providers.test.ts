@@ -79,8 +79,8 @@ describe('preset settings that change which tokens are accepted', () => {
     ['entra', {}, { scp: undefined, azp: undefined }],
   ])('%s takes ID tokens where it is told to, and then no others', async (preset, more, claims) => {
     const one = of(preset);
-    const settings = { ...one.settings, ...more, tokens: 'id', roles: ['authenticated'] } as const;
-    const config = configWith({ one: settings });
+    const settings = { ...one.settings, ...more, tokens: 'id' as const };
+    const config = configWith({ one: { ...settings, roles: ['authenticated'] } });
     const access = { ...claims, ...pick(one.claims, ['typ', 'token_use', 'scp']) };
 
     await expect(verify(config, one, { claims })).resolves.toMatchObject({ provider: 'one' });
