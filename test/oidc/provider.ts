@@ -13,6 +13,9 @@ import { createIssuerKey, type IssuerKey } from '../support/issuer.ts';
 /** The `aud` of its access tokens: the database. */
 export const RESOURCE = 'https://database.example/app';
 
+/** The client that signs users in on another device (RFC 8628), and names no resource, as psql does not. */
+export const DEVICE_CLIENT = 'psql';
+
 const CLIENT = 'to-do-list';
 const REDIRECT = 'http://127.0.0.1/signed-in';
 
@@ -79,6 +82,15 @@ function configuration(keys: readonly IssuerKey[]) {
         token_endpoint_auth_method: 'none' as const,
         id_token_signed_response_alg: 'ES256' as const,
       },
+      {
+        client_id: DEVICE_CLIENT,
+        application_type: 'native' as const,
+        grant_types: ['urn:ietf:params:oauth:grant-type:device_code'],
+        response_types: [],
+        redirect_uris: [],
+        token_endpoint_auth_method: 'none' as const,
+        id_token_signed_response_alg: 'ES256' as const,
+      },
     ],
     cookies: { keys: [randomBytes(16).toString('hex')] },
     jwks: { keys: keys.map(privateJwk) },
@@ -87,8 +99,11 @@ function configuration(keys: readonly IssuerKey[]) {
       claims: () => ({ sub: accountId }),
     }),
     features: {
+      deviceFlow: { enabled: true },
       resourceIndicators: {
         enabled: true,
+        defaultResource: (_: unknown, client: { readonly clientId: string }, one?: string) =>
+          client.clientId === DEVICE_CLIENT ? RESOURCE : one,
         getResourceServerInfo: () => ({
           scope: 'todos',
           audience: RESOURCE,
