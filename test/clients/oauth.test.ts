@@ -11,13 +11,26 @@ import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { execFile } from 'node:child_process';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import type { ConfigInput } from '../../src/config.ts';
 import { binariesOf } from '../support/postgres.ts';
 import { startStack, type Stack } from '../support/stack.ts';
+import { readDocument } from '../docs/document.ts';
 import { run, type Outcome } from './command.ts';
 
 const ISSUER = 'https://id.example.com/realms/app';
 const DISCOVERY_URI = `${ISSUER}/.well-known/openid-configuration`;
 const SQL = 'select auth.user_id()';
+
+/** A block of the page on all this, which is tried here. */
+function documented(language: string, remark: string): string {
+  const block = readDocument('oauth.md').find(
+    (one) => one.language === language && one.remark === remark,
+  );
+  if (block === undefined) throw new Error(`docs/oauth.md has no ${language} ${remark}`);
+  return block.code;
+}
+
+const { listen } = JSON.parse(documented('json', 'configuration')) as Pick<ConfigInput, 'listen'>;
 
 const folder = await mkdtemp(join(tmpdir(), 'pgjot-oauth-'));
 const program = await build(folder);
@@ -54,8 +67,9 @@ describe.skipIf(program === undefined)('libpq 18', () => {
     stack = await startStack({
       tls: true,
       listen: {
+        ...listen,
         authenticationRules: [
-          { sni: 'localhost', method: 'oauth', scope: 'openid todos' },
+          ...(listen?.authenticationRules ?? []),
           { user: 'nobody', method: 'oauth' },
         ],
       },
@@ -73,7 +87,7 @@ describe.skipIf(program === undefined)('libpq 18', () => {
     token?: string,
   ): Promise<Outcome> {
     const settings = {
-      host: 'localhost',
+      host: 'sso.db.example.com',
       hostaddr: stack.host,
       port: String(stack.port),
       dbname: stack.database,
@@ -106,6 +120,18 @@ describe.skipIf(program === undefined)('libpq 18', () => {
       ]);
     },
   );
+
+  it('signs in with the connection string of the documents', async () => {
+    const [, text = ''] = /^psql "([^"]*)"$/.exec(documented('sh', 'psql')) ?? [];
+    // The name leads here instead, to a certificate that the system does not know.
+    const here = `hostaddr=${stack.host} port=${stack.port} sslmode=require sslrootcert=''`;
+
+    const outcome = await run(program as string, [`${text} ${here}`, 'later', SQL], {
+      TOKEN: await stack.token('alice', { iss: ISSUER }),
+    });
+
+    expect(outcome).toEqual({ code: 0, stdout: `${ASKED}value alice\n`, stderr: '' });
+  });
 
   it('connects once where it knows where to get a token', async () => {
     const since = stack.logs.length;

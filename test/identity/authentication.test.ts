@@ -6,6 +6,7 @@ import { describe, expect, test } from 'vitest';
 import { parseConfig, type ConfigInput } from '../../src/config.ts';
 import { ConfigError } from '../../src/errors.ts';
 import { chooseAuthentication, type Asking } from '../../src/identity/authentication.ts';
+import { readDocument } from '../docs/document.ts';
 
 type Listen = NonNullable<ConfigInput['listen']>;
 
@@ -90,6 +91,24 @@ describe('chooseAuthentication', () => {
       scope: 'todos',
     });
     expect(chooseAuthentication(config, alice)).toBeUndefined();
+  });
+
+  test('does with the second example of docs/oauth.md what that says', () => {
+    const block = readDocument('oauth.md').find(({ remark }) =>
+      remark.endsWith('several providers'),
+    );
+    const { listen } = JSON.parse(block?.code ?? '') as Pick<ConfigInput, 'listen'>;
+    const config = configure(listen ?? {}, { customers: TWO.own, staff: TWO.other });
+
+    expect(chooseAuthentication(config, alice)).toBeUndefined();
+    expect(chooseAuthentication(config, { ...alice, user: 'x', database: 'reports' })).toEqual({
+      openidConfiguration: 'https://other.example.com/.well-known/openid-configuration',
+      scope: 'openid reports',
+    });
+    expect(chooseAuthentication(config, { ...alice, user: 'x' })).toEqual({
+      openidConfiguration: 'https://id.example.com/realms/app/.well-known/openid-configuration',
+      scope: 'openid',
+    });
   });
 
   test('takes the first rule of which all that it names is so', () => {
