@@ -1,4 +1,5 @@
 /** The page on session modes: its blocks, each in the setting that it speaks of, and what it says of standbys and of the extension. */
+import { createHmac } from 'node:crypto';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -7,7 +8,7 @@ import pg from 'pg';
 import { pino } from 'pino';
 import { afterAll, beforeAll, describe, expect, it, onTestFinished } from 'vitest';
 import { createProxy, parseConfig, type ConfigInput } from '../../src/proxy.ts';
-import { derivePassword } from '../../src/session-sql/credentials.ts';
+import { deriveIdentityKey, derivePassword } from '../../src/session-sql/credentials.ts';
 import { install } from '../../src/session-sql/install.ts';
 import { lacksCommands, run, versionOf } from '../clients/command.ts';
 import { createAuthority } from '../support/certificate.ts';
@@ -230,6 +231,32 @@ describe.skipIf(noDump || dumped === undefined)('a dump', () => {
     expect(without).toMatchObject({ code: 0, stderr: '' });
     expect(without.stdout).not.toContain(key);
     expect(without.stdout).toContain('CREATE TABLE pgjot.identity_key');
+  });
+});
+
+describe('the identity key', () => {
+  it('lets whoever has it sign any identity for a session on the standby', async () => {
+    await using stack = await startStack({ session: 'replica' });
+    const client = await stack.connect('mallory');
+    const { rows } = await client.query<{ slot: string; port: number }>(
+      'select session_user::text as slot, inet_client_port() as port',
+    );
+    const now = Date.now();
+    const about = { ...rows[0], iat: now, exp: now + 60_000, claims: { sub: 'alice' } };
+    const signed = Buffer.from(JSON.stringify(about)).toString('base64');
+    const sign = (key: Buffer) => createHmac('sha256', key).update(signed).digest('base64');
+    const becoming = async (key: Buffer) => {
+      await client.query(`set pgjot.identity = '${signed}.${sign(key)}'`);
+      const { rows: who } = await client.query('select auth.user_id()');
+      return who;
+    };
+
+    const guessed = await becoming(deriveIdentityKey('another secret of at least 32 characters'));
+    const stolen = await becoming(deriveIdentityKey(SECRET));
+    await client.end();
+
+    expect(guessed).toEqual([{ user_id: null }]);
+    expect(stolen).toEqual([{ user_id: 'alice' }]);
   });
 });
 
