@@ -6,6 +6,7 @@
  */
 import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { parseConfig } from '../../src/config.ts';
 import { olderPostgres } from '../support/postgres.ts';
 import { startStack, until, type Stack, type StackOptions } from '../support/stack.ts';
 import { cstring, frame, int32, passwordMessage, query, startup } from './parity/bytes.ts';
@@ -183,7 +184,9 @@ describe('a listener that asks for OAUTHBEARER', () => {
       'token_rejected',
       ({ issuer }) => {
         const [header, payload, signature] = issuer.mint({ sub: 'alice', note: MARK }).split('.');
-        return `Bearer ${header}.${payload}.${Array.from(signature ?? '').toReversed().join('')}`;
+        return `Bearer ${header}.${payload}.${Array.from(signature ?? '')
+          .toReversed()
+          .join('')}`;
       },
     ],
     [
@@ -233,6 +236,17 @@ describe('a listener that asks for OAUTHBEARER', () => {
     });
     expect(lastWords(ofStray)).toMatchObject({ C: '28000', M: SAID });
     expect(lastWords(ofStray)['D']).toContain('aud');
+  });
+
+  it('refuses a token that was revoked as it refuses a bad one', async () => {
+    const logged = stack.logs.length;
+    stack.proxy.revoke({ sub: 'mallory' });
+
+    const client = await conversation(stack, asking(), bearer(await good('mallory')), KVSEP);
+
+    expect(client.heard.map(({ type }) => type).join('')).toBe('RRE');
+    expect(lastWords(client)).toEqual({ S: 'FATAL', V: 'FATAL', C: '28000', M: SAID });
+    expect(await loginAfter(logged)).toMatchObject({ outcome: 'refused', reason: 'token_revoked' });
   });
 
   it('attack: logs a refusal as one, whatever its client then does', async () => {
@@ -425,6 +439,21 @@ describe('rules for who is asked for what', () => {
 
     const [, json] = authentication(client.heard[1] as Heard);
     expect(JSON.parse(json)).toMatchObject({ scope: 'a b' });
+  });
+
+  it('are those of the configuration that was read last', async () => {
+    const askedOf = async () => {
+      using client = await RawClient.open({ ...stack, tls: true });
+      client.send(asking());
+      return authentication(await client.next('R'));
+    };
+    const before = await askedOf();
+    const listen = { ...stack.config.listen, authentication: 'oauth' as const };
+    stack.proxy.reload(parseConfig({ ...stack.config, listen }));
+    const after = await askedOf();
+    stack.proxy.reload(parseConfig(stack.config));
+
+    expect([before, after, await askedOf()]).toEqual([CLEARTEXT, SASL_OFFER, CLEARTEXT]);
   });
 
   it('ask a client in the clear for nothing at all', async () => {
