@@ -186,14 +186,14 @@ const cases: Case[] = [
   {
     name: 'C6 with two subjects',
     token: ({ issuer }) =>
-      issuer.mintRaw(header(issuer), `{"sub":"bob",${payload(issuer).slice(1)}`),
+      issuer.mintRaw(goodHeader(issuer), `{"sub":"bob",${goodPayload(issuer).slice(1)}`),
     reason: 'token_rejected',
     cause: /the payload has two members "sub" in one object/,
   },
   {
     name: 'C6 with two algs',
     token: ({ issuer }) =>
-      issuer.mintRaw(`{"alg":"none",${header(issuer).slice(1)}`, payload(issuer)),
+      issuer.mintRaw(`{"alg":"none",${goodHeader(issuer).slice(1)}`, goodPayload(issuer)),
     reason: 'token_rejected',
     cause: /the header has two members "alg" in one object/,
   },
@@ -201,8 +201,8 @@ const cases: Case[] = [
     name: 'C7 with a claim __proto__',
     token: ({ issuer }) =>
       issuer.mintRaw(
-        header(issuer),
-        `{"__proto__":{"role":"service_role"},${payload(issuer).slice(1)}`,
+        goodHeader(issuer),
+        `{"__proto__":{"role":"service_role"},${goodPayload(issuer).slice(1)}`,
       ),
     reason: 'token_rejected',
     cause: /the payload has a member "__proto__"/,
@@ -211,8 +211,8 @@ const cases: Case[] = [
     name: 'C8 nested 3,000 deep',
     token: ({ issuer }) =>
       issuer.mintRaw(
-        header(issuer),
-        `{"deep":${'['.repeat(3_000)}${']'.repeat(3_000)},${payload(issuer).slice(1)}`,
+        goodHeader(issuer),
+        `{"deep":${'['.repeat(3_000)}${']'.repeat(3_000)},${goodPayload(issuer).slice(1)}`,
       ),
     reason: 'token_rejected',
     cause: /nested more than 16 deep/,
@@ -226,7 +226,7 @@ const cases: Case[] = [
   {
     name: 'C9 that expires at infinity',
     token: ({ issuer }) =>
-      issuer.mintRaw(header(issuer), payload(issuer).replace(/"exp":\d+/, '"exp":1e999')),
+      issuer.mintRaw(goodHeader(issuer), goodPayload(issuer).replace(/"exp":\d+/, '"exp":1e999')),
     reason: 'claims_rejected',
     detail: 'The claim "exp" is missing or not a time.',
   },
@@ -305,13 +305,13 @@ const cases: Case[] = [
 ];
 
 /** The text of a good header, to be spoilt. */
-function header(issuer: Issuer): string {
+function goodHeader(issuer: Issuer): string {
   const { alg, kid } = issuer.key();
   return JSON.stringify({ alg, kid });
 }
 
 /** The text of good claims, to be spoilt. */
-function payload({ issuer: iss, audience: aud }: Issuer): string {
+function goodPayload({ issuer: iss, audience: aud }: Issuer): string {
   return JSON.stringify({ iss, aud, exp: Math.floor(Date.now() / 1_000) + 3_600, ...claims });
 }
 
