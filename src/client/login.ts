@@ -26,7 +26,7 @@ import { send, type Client } from './stream.ts';
 
 // PG_MAX_AUTH_TOKEN_LENGTH of PostgreSQL's auth.h: what any client may send as a password message.
 const MAX_PASSWORD_MESSAGE_BYTES = 65_535;
-// What surrounds the token in an OAUTHBEARER message: libpq needs 33 bytes, and others may add their host and port.
+// What surrounds the token in an OAUTHBEARER message: libpq needs 34 bytes, and others may add their host and port.
 const MAX_ENVELOPE_BYTES = 1_024;
 
 /** What a client is asked for. */
@@ -125,9 +125,11 @@ async function readAuth(
     await send(client.stream, encodeAuthenticationSASLContinue(''));
     response = await readSASLResponse(client, question, signal);
   }
-  const auth = parseClientResponse(response);
-  response.fill(0);
-  return auth;
+  try {
+    return parseClientResponse(response);
+  } finally {
+    response.fill(0);
+  }
 }
 
 /**
