@@ -11,7 +11,7 @@ import { hostName, jsonPointer, milliseconds, name, port } from './config-values
 export const SESSION_MODES = ['portable', 'pg_session_jwt', 'replica'] as const;
 
 /** How a client can present its token. */
-export const AUTHENTICATION_METHODS = ['password', 'oauth'] as const;
+const AUTHENTICATION_METHODS = ['password', 'oauth'] as const;
 
 /** Role attributes that put a session above Row-Level Security, or let it get there. */
 export const ROLE_ATTRIBUTES = ['SUPERUSER', 'BYPASSRLS', 'CREATEROLE', 'REPLICATION'] as const;

@@ -14,7 +14,7 @@ import { decodeString } from '../wire/frame.ts';
 export const OAUTHBEARER = 'OAUTHBEARER';
 
 /** Between, before and after the key/value pairs; and all that is left to say for a client that was refused. */
-export const KVSEP = '\x01';
+const KVSEP = '\x01';
 
 /**
  * The client's initial response in a SASLInitialResponse; `undefined` where it is yet to come.
