@@ -57,6 +57,7 @@ async function tryOut(block: Block, site: Site, { runners = {} }: DocumentOption
   else expect(reportsError(printed) ? printed : 'no error').toBe('no error');
 }
 
+/** Who runs which language, wherever a document does not say otherwise. */
 export const RUNNERS: Readonly<Record<string, Runner>> = {
   /** It begins with who runs it: `-- the administrator`, `-- a superuser`, `-- alice`, `-- carol, as analyst`. */
   async sql({ code }, site) {

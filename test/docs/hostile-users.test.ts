@@ -2,10 +2,13 @@
 import { once } from 'node:events';
 import type pg from 'pg';
 import type { ClientConfig, Notification } from 'pg';
-import { describe, expect, it, onTestFinished } from 'vitest';
+import { describe, expect, it, onTestFinished, vi } from 'vitest';
 import { withSuperuser } from '../support/postgres.ts';
 import { startStack, until } from '../support/stack.ts';
 import { describeDocument } from './describe-document.ts';
+
+// Most of these start servers, standbys and commands.
+vi.setConfig({ testTimeout: 60_000 });
 
 describeDocument('hostile-users.md');
 

@@ -1,12 +1,15 @@
 /** The page on migrating: each way from an empty server to clients who see their rows and can forge nothing. */
 import type { ClientConfig } from 'pg';
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
 import { lacksCommands, versionOf } from '../clients/command.ts';
 import { runShell } from '../support/cli.ts';
 import { hasExtension, postgresVersions } from '../support/postgres.ts';
 import { describeDocument } from './describe-document.ts';
 import { readDocument, whyNotRun } from './document.ts';
 import { startSite } from './site.ts';
+
+// Most of these start servers, standbys and commands.
+vi.setConfig({ testTimeout: 60_000 });
 
 describeDocument('migrating.md', { siteForEachSection: true });
 

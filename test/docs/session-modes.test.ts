@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import pg from 'pg';
 import { pino } from 'pino';
-import { afterAll, beforeAll, describe, expect, it, onTestFinished } from 'vitest';
+import { afterAll, beforeAll, describe, expect, it, onTestFinished, vi } from 'vitest';
 import { createProxy, parseConfig, type ConfigInput } from '../../src/proxy.ts';
 import { deriveIdentityKey, derivePassword } from '../../src/session-sql/credentials.ts';
 import { install } from '../../src/session-sql/install.ts';
@@ -18,6 +18,9 @@ import { startStandby } from '../support/standby.ts';
 import { readDocument } from './document.ts';
 import { startSite } from './site.ts';
 import { transcript } from './terminal.ts';
+
+// Most of these start servers, standbys and commands.
+vi.setConfig({ testTimeout: 60_000 });
 
 const blocks = readDocument('session-modes.md');
 

@@ -10,7 +10,7 @@ import pg from 'pg';
 import { pino } from 'pino';
 import { createProxy, parseConfig, type ConfigInput, type Proxy } from '../../src/proxy.ts';
 import { ROOT, runShell, type CliResult } from '../support/cli.ts';
-import { startIssuer } from '../support/issuer.ts';
+import { startIssuer, type Issuer } from '../support/issuer.ts';
 import { startTestPostgres, type TestPostgresOptions, withSuperuser } from '../support/postgres.ts';
 import { SECRET } from '../support/stack.ts';
 
@@ -76,8 +76,7 @@ async function build(
   await writeFile(join(folder, 'secret'), SECRET, { mode: 0o600 });
   await writeCommand(folder);
 
-  const { host } = postgres;
-  const database = { host, port: postgres.port, database: 'app' };
+  const database = { host: postgres.host, port: postgres.port, database: 'app' };
   let config: ConfigInput = {
     listen: { port: 0 },
     providers: { own: issuer.provider({ roles: ['authenticated'] }) },
@@ -92,63 +91,71 @@ async function build(
   const saveConfig = () =>
     writeFile(join(folder, 'proxy.config.json'), JSON.stringify(config), { mode: 0o600 });
   await saveConfig();
+  const gate = createGate(() => config, issuer);
+  closers.push(() => gate.close());
 
+  const settingsFor: Site['settingsFor'] = async (name, role = 'authenticated') => {
+    if (name === 'superuser') return { ...postgres.superuser, database: 'app' };
+    if (name === 'admin') return { ...database, ...ADMIN };
+    return gate.settingsFor(name, role);
+  };
+  const url = `postgres://${ADMIN.user}:${ADMIN.password}@${database.host}:${database.port}/app`;
+  const PATH = `${folder}${delimiter}${process.env['PATH']}`;
+  return {
+    settingsFor,
+    as: (name, role = 'authenticated') =>
+      gate.remember(`${name} ${role}`, () => settingsFor(name, role)),
+    giveToken: (name, claims) => gate.giveToken(name, claims),
+    async configure(fragment) {
+      config = merged(config, fragment) as ConfigInput;
+      parseConfig(config);
+      await saveConfig();
+      await gate.close();
+    },
+    main: () => config.upstreams['main'] as ConfigInput['upstreams'][string],
+    shell: (line) => runShell(line, { cwd: folder, env: { PATH, PGJOT_ADMIN_URL: url } }),
+  };
+}
+
+/** The proxy, which starts when somebody asks for it, and everybody's connections; closed, it starts again when asked. */
+function createGate(config: () => ConfigInput, issuer: Issuer) {
   const claims = new Map<string, Readonly<Record<string, unknown>>>();
   const clients = new Map<string, pg.Client>();
   let running: { readonly proxy: Proxy; readonly port: number } | undefined;
+
   const signOut = async () => {
     const all = [...clients.values()];
     clients.clear();
     await Promise.all(all.map((client) => client.end()));
   };
-  const stopProxy = async () => {
-    await signOut();
-    await running?.proxy.close();
-    running = undefined;
-  };
-  closers.push(stopProxy);
-
-  const settingsFor: Site['settingsFor'] = async (name, role = 'authenticated') => {
-    if (name === 'superuser') return { ...postgres.superuser, database: 'app' };
-    if (name === 'admin') return { ...database, ...ADMIN };
-    if (running === undefined) {
-      const proxy = createProxy(parseConfig(config), { logger: pino({ level: 'silent' }) });
-      running = { proxy, port: (await proxy.start()).port };
-    }
-    const password = name === 'nobody' ? '' : issuer.mint({ sub: name, ...claims.get(name) });
-    return { host, port: running.port, database: 'app', user: role, password };
-  };
-
   return {
-    settingsFor,
-    async as(name, role = 'authenticated') {
-      const known = clients.get(`${name} ${role}`);
+    async settingsFor(name: string, role: string): Promise<pg.ClientConfig> {
+      if (running === undefined) {
+        const proxy = createProxy(parseConfig(config()), { logger: pino({ level: 'silent' }) });
+        running = { proxy, port: (await proxy.start()).port };
+      }
+      const password = name === 'nobody' ? '' : issuer.mint({ sub: name, ...claims.get(name) });
+      return { host: '127.0.0.1', port: running.port, database: 'app', user: role, password };
+    },
+    /** The connection of this name, opened where there is none. */
+    async remember(name: string, settings: () => Promise<pg.ClientConfig>): Promise<pg.Client> {
+      const known = clients.get(name);
       if (known !== undefined) return known;
-      const client = new pg.Client(await settingsFor(name, role));
+      const client = new pg.Client(await settings());
       client.on('error', () => {});
       await client.connect();
-      clients.set(`${name} ${role}`, client);
+      clients.set(name, client);
       return client;
     },
-    async giveToken(name, given) {
+    async giveToken(name: string, given: Readonly<Record<string, unknown>>): Promise<void> {
       claims.set(name, given);
       await signOut();
     },
-    async configure(fragment) {
-      config = merged(config, fragment) as ConfigInput;
-      parseConfig(config);
-      await saveConfig();
-      await stopProxy();
+    async close(): Promise<void> {
+      await signOut();
+      await running?.proxy.close();
+      running = undefined;
     },
-    main: () => config.upstreams['main'] as ConfigInput['upstreams'][string],
-    shell: (line) =>
-      runShell(line, {
-        cwd: folder,
-        env: {
-          PATH: `${folder}${delimiter}${process.env['PATH']}`,
-          PGJOT_ADMIN_URL: `postgres://${ADMIN.user}:${ADMIN.password}@${host}:${postgres.port}/app`,
-        },
-      }),
   };
 }
 
