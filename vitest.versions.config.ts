@@ -8,6 +8,7 @@ export default defineConfig({
     include: [
       'test/session-sql/**/*.test.ts',
       'test/e2e/attacks-*.test.ts',
+      'test/e2e/modes.test.ts',
       'test/e2e/parameter-attacks.test.ts',
       'test/e2e/standby.test.ts',
       'test/e2e/lookup.test.ts',

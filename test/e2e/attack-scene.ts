@@ -51,10 +51,7 @@ export const NOT_TRIED = {
   'locking the others out': {},
   'guessing a password': {},
   /** `attacks-cancel.test.ts` */
-  'cancelling by way of a relay': {
-    replica:
-      'an identity is signed for the port of the proxy, and a relay, which counts, has one of its own',
-  },
+  cancelling: {},
   /** `attacks-upheaval.test.ts` */
   restart: {},
   crash: {},

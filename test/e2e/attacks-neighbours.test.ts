@@ -207,6 +207,8 @@ describe.each(grounds())(GROUND, (ground) => {
 
   it.skipIf(without('spoiling a slot on the primary'))(
     'E11: a slot that was spoilt on the primary is put aside on the standby',
+    // It starts a stack of its own.
+    { timeout: 60_000 },
     async () => {
       await using small = await Scene.open(ground, {
         slots: POISONS.length + 3,

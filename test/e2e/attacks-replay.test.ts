@@ -27,6 +27,9 @@ import {
   value,
 } from './attack-scene.ts';
 
+// A test that starts a stack of its own.
+const OWN_SERVER = { timeout: 60_000 };
+
 describe.each(grounds())(GROUND, (ground) => {
   const { session } = ground;
   const without = (attack: Attack) => notTried(ground, attack);
@@ -160,6 +163,13 @@ describe.each(grounds())(GROUND, (ground) => {
       const bobs = { ...own, claims: { sub: 'bob' } };
       const key = deriveIdentityKey(SECRET);
       const [minute, now] = [60_000, Date.now()];
+      const started = String(await value(eve, 'select backend_start::text from pgjot.hello()'));
+      // The other form, for a server that sees another port than the proxy has.
+      const backend = (wrong: object) => {
+        const { db, slot, exp, claims } = { ...own, ...bobs } as Record<string, unknown>;
+        return signed({ db, slot, pid: ownPid, start: started, exp, claims, ...wrong }, key);
+      };
+      const ownPid = await pidOf(eve);
 
       const forged: [string, string][] = [
         ['of no signature', signed(bobs, key).replace(/\..*/, '')],
@@ -207,14 +217,23 @@ describe.each(grounds())(GROUND, (ground) => {
         ['for no time', signed({ ...bobs, iat: undefined }, key)],
         ['until now', signed({ ...bobs, exp: now - 1 }, key)],
         ['until no time', signed({ ...bobs, exp: undefined }, key)],
+        ['in another database', signed({ ...bobs, db: 'postgres' }, key)],
+        ['for the backend of another', backend({ pid: await pidOf(scene.bob) })],
+        ['for an earlier backend', backend({ start: `${BigInt(started) - 1n}` })],
+        ['for a backend of no pid', backend({ pid: null })],
+        ['for a backend of no start', backend({ start: null })],
+        ['for the backend in another slot', backend({ slot: await slotOf(scene.bob) })],
+        ['for the backend until now', backend({ exp: now - 1 })],
         ['for nobody', signed({ ...bobs, claims: undefined }, key)],
       ];
       for (const [what, identity] of forged) await expectWorthless(identity, what);
 
       // That all these were near enough: with the key, and for her backend, she would be anybody.
-      await eve.query(`set ${carrier} = ${pg.escapeLiteral(signed(bobs, key))}`);
-      expect(await value(eve, 'select auth.user_id()')).toBe('bob');
-      await eve.query('reset all');
+      for (const right of [signed(bobs, key), backend({})]) {
+        await eve.query(`set ${carrier} = ${pg.escapeLiteral(right)}`);
+        expect(await value(eve, 'select auth.user_id()')).toBe('bob');
+        await eve.query('reset all');
+      }
     },
   );
 
@@ -291,6 +310,7 @@ describe.each(grounds())(GROUND, (ground) => {
 
   it.skipIf(without('reusing a slot'))(
     'E8: who comes next on a slot finds nothing of who was there before',
+    OWN_SERVER,
     async () => {
       await using single = await startStack({ ...ground, upstreamTls: ground.tls, slots: 1 });
       const bob = await single.connect('bob');
@@ -327,6 +347,7 @@ describe.each(grounds())(GROUND, (ground) => {
 
   it.skipIf(without('reusing a pid'))(
     'E6: the row of an earlier backend with this pid is nobody’s',
+    OWN_SERVER,
     async () => {
       await using stack = await startStack({
         ...ground,
