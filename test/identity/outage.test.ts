@@ -5,6 +5,7 @@
  */
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import type { ConfigInput } from '../../src/config.ts';
+import type { ProxyError } from '../../src/errors.ts';
 import { createVerifier, type Verifier } from '../../src/identity/jwt.ts';
 import { type Fault, type Issuer, startIssuer } from '../support/issuer.ts';
 import { configWith, refusalOf } from './rig.ts';
@@ -118,8 +119,8 @@ describe('an hour without the issuer', () => {
     expect([...outcomes]).toEqual([['alice', 3_600]]);
     const fetches = rig.issuer.fetches - before;
     // One a minute, with the jitter, and a few more at first.
-    expect(fetches).toBeGreaterThanOrEqual(48);
-    expect(fetches).toBeLessThanOrEqual(66);
+    expect(fetches).toBeGreaterThanOrEqual(54);
+    expect(fetches).toBeLessThanOrEqual(61);
     expect(mostInAMinute(rig.fetchedAt)).toBe(2);
     expect(rig.problems).toHaveLength(fetches);
   });
@@ -186,19 +187,24 @@ describe('a thousand logins a second with random kids, or a hundred', () => {
     if (warm) expect(await rig.login()).toBe('alice');
     rig.issuer.breakDown(fault);
     let kid = 0;
-    const pending: Promise<unknown>[] = [];
+    const pending: Promise<string>[] = [];
+    const codeOf = ({ code }: ProxyError) => code;
 
-    await rig.pass(70, async () => {
-      for (let login = 0; login < perSecond; login += 1) {
+    await rig.pass(65, async (second) => {
+      // All of them when a fetch may be allowed again, a few in between: it is the seconds that make this test long.
+      const logins = second % 30 < 4 ? perSecond : 20;
+      for (let login = 0; login < logins; login += 1) {
         kid += 1;
-        pending.push(refusalOf(rig.verifier.verify(tokenWith(`random-${kid}`, rig.issuer), 'u')));
+        const token = tokenWith(`random-${kid}`, rig.issuer);
+        pending.push(rig.verifier.verify(token, 'u').then(() => 'accepted', codeOf));
       }
       await settle(rig.issuer);
       if (warm) expect(await rig.login()).toBe('alice');
     });
     rig.verifier.close();
 
-    expect(await Promise.all(pending)).toHaveLength(70 * perSecond);
+    const refused = warm ? 'token_rejected' : 'keys_unavailable';
+    expect(new Set(await Promise.all(pending))).toEqual(new Set([refused]));
     expect(rig.fetchedAt.length).toBeGreaterThanOrEqual(2);
     expect(mostInAMinute(rig.fetchedAt)).toBeLessThanOrEqual(2);
   });
