@@ -35,6 +35,16 @@ BEGIN
   EXECUTE format('GRANT USAGE ON SCHEMA auth TO %I WITH GRANT OPTION', admin);
 
   SET LOCAL ROLE pgjot_owner;
+  -- The extension believes a setting that any client can set, where no proxy of its mode has given the session a key.
+  IF EXISTS (SELECT FROM pg_extension WHERE extname = 'pg_session_jwt') THEN
+    IF EXISTS (SELECT FROM pg_depend d
+                 JOIN pg_proc p ON d.refclassid = 'pg_proc'::regclass AND d.refobjid = p.oid AND p.pronamespace = 'auth'::regnamespace
+                WHERE d.classid = 'pg_policy'::regclass AND p.proowner <> 'pgjot_owner'::regrole) THEN
+      RAISE EXCEPTION 'pgjot: policies name functions of the extension pg_session_jwt, which any client of session mode "portable" can forge'
+        USING ERRCODE = '55000', HINT = 'Let them name pgjot.user_id() and its sisters, or use "session": "pg_session_jwt".';
+    END IF;
+    RAISE WARNING 'pgjot: auth.user_id() and its sisters belong to the extension pg_session_jwt: any client can forge what they say';
+  END IF;
   FOR wrapper IN
     SELECT w.name, w.type
       FROM (VALUES ('user_id', 'text'), ('uid', 'uuid'), ('session', 'jsonb'), ('jwt', 'jsonb')) AS w (name, type)

@@ -80,6 +80,16 @@ BEGIN
     LOOP
       EXECUTE format('REVOKE %I FROM %s', p_slot, stray);
     END LOOP;
+    FOR stray IN
+      SELECT m.roleid FROM pg_auth_members m
+        JOIN pg_roles r ON r.oid = m.roleid AND r.rolname ~ '^pgjot_.+_\d+$'
+       WHERE m.member = slot_oid
+    LOOP
+      EXECUTE format('REVOKE %s FROM %I', stray, p_slot);
+    END LOOP;
+    IF NOT EXISTS (SELECT FROM pg_auth_members m WHERE m.roleid = slot_oid AND m.member = 'pgjot_owner'::regrole) THEN
+      EXECUTE format('GRANT %I TO pgjot_owner', p_slot);
+    END IF;
   END IF;
   RETURN true;
 END

@@ -164,16 +164,13 @@ async function installScript(options: InstallOptions): Promise<Script> {
       'pgjot_install.control': await verifierOf(CONTROL_ROLE),
       'pgjot_install.slots': JSON.stringify(planned),
       'pgjot_install.lookup': options.lookup ? await verifierOf(LOOKUP_ROLE) : '',
+      'pgjot_install.mode': session,
       ...(grants.length > 0 && {
         'pgjot_install.grants': JSON.stringify(grants),
         'pgjot_install.force_rls': String(forceRls),
       }),
     },
-    secrets: {
-      'pgjot_install.identity_key': options.replicas
-        ? deriveIdentityKey(secret).toString('hex')
-        : '',
-    },
+    secrets: options.replicas ? { identity_key: deriveIdentityKey(secret).toString('hex') } : {},
     files: [
       'portable.sql',
       options.healSlots ? 'heal.sql' : 'no-heal.sql',
@@ -197,10 +194,10 @@ async function plan({ settings, secrets = {}, files }: Script): Promise<readonly
     ...Object.entries(settings).map(
       ([name, value]) => `SET LOCAL ${name} = ${pg.escapeLiteral(value)};`,
     ),
-    ...Object.entries(secrets).map(([name, value]) =>
-      value === ''
-        ? `SET LOCAL ${name} = '';`
-        : `SET LOCAL ${name} = '';  -- A secret, which pgjot setup fills in: without it, standbys serve nobody.`,
+    LOCK_TIMEOUT,
+    SECRETS,
+    ...Object.keys(secrets).map(
+      (name) => `-- Here pgjot setup adds the row "${name}". Without it, standbys serve nobody.`,
     ),
     ...(await Promise.all(files.map(readSql))),
     'COMMIT;',
@@ -210,7 +207,7 @@ async function plan({ settings, secrets = {}, files }: Script): Promise<readonly
 /** Runs the script in one transaction and returns what its INFO messages said. */
 async function run(
   admin: pg.Client,
-  { settings, secrets, files }: Script,
+  { settings, secrets = {}, files }: Script,
 ): Promise<readonly string[]> {
   const texts = await Promise.all(files.map(readSql));
   const changes: string[] = [];
@@ -220,15 +217,54 @@ async function run(
   admin.on('notice', onNotice);
   try {
     await inTransaction(admin, async () => {
-      for (const [name, value] of Object.entries({ ...settings, ...secrets })) {
+      await admin.query(LOCK_TIMEOUT);
+      for (const [name, value] of Object.entries(settings)) {
         await admin.query('SELECT pg_catalog.set_config($1, $2, true)', [name, value]);
       }
+      await admin.query(SECRETS);
+      const rows = Object.entries(secrets).map(([name, value]) => `${name}\t${value}\n`);
+      await copyIn(admin, 'COPY pg_temp.pgjot_secret FROM STDIN', rows.join(''));
       for (const text of texts) await admin.query(text);
     });
   } finally {
     admin.off('notice', onNotice);
   }
   return changes;
+}
+
+// A client that holds a lock on its own slot must not keep an administrator waiting for ever, and everybody behind him.
+const LOCK_TIMEOUT = "SET LOCAL lock_timeout = '10s';";
+const SECRETS =
+  'CREATE TEMP TABLE pgjot_secret (name text PRIMARY KEY, value text) ON COMMIT DROP;';
+
+/** What `pg` asks of a query of its own, as far as COPY needs it; `connection` is its protocol's. */
+interface CopyConnection {
+  query(sql: string): void;
+  sendCopyFromChunk(chunk: Buffer): void;
+  endCopyFrom(): void;
+}
+
+/** Runs `COPY … FROM STDIN`. `pg` knows the messages but has no method for it. */
+function copyIn(admin: pg.Client, sql: string, rows: string): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const nothing = () => {};
+    const copy = {
+      submit: (connection: CopyConnection) => connection.query(sql),
+      handleCopyInResponse(connection: CopyConnection) {
+        connection.sendCopyFromChunk(Buffer.from(rows));
+        connection.endCopyFrom();
+      },
+      handleError: (error: Error) => reject(error),
+      handleReadyForQuery: () => resolve(),
+      handleCommandComplete: nothing,
+      handleRowDescription: nothing,
+      handleDataRow: nothing,
+      handleEmptyQuery: nothing,
+      handlePortalSuspended: nothing,
+      handleCopyData: nothing,
+    };
+    admin.query(copy as unknown as pg.Submittable);
+  });
 }
 
 async function inTransaction(admin: pg.Client, work: () => Promise<void>): Promise<void> {

@@ -11,7 +11,10 @@
 --   pgjot_install.slots     [{"role": "authenticated", "slot": "pgjot_authenticated_1",
 --                             "number": 1, "verifier": "SCRAM-SHA-256$…", "attributes": []}, …]
 --   pgjot_install.lookup    the SCRAM verifier of pgjot_lookup, or nothing where no lookup is configured
---   pgjot_install.identity_key   the key of the identities on standbys, 64 bytes in hexadecimal, or nothing
+--   pgjot_install.mode      "portable", which serves standbys too, or "pg_session_jwt"
+--
+-- and a temporary table pgjot_secret (name, value), which may have a row "identity_key": the key of the identities on
+-- standbys, 64 bytes in hexadecimal. It comes by COPY, because the server's log can hold parameters, and never such data.
 --
 -- They are settings and not pasted text so that no name is ever unquoted SQL, and so that log_statement = 'ddl'
 -- shows no verifier: the statements that carry them run inside DO. (A verifier is not a password and cannot be
@@ -59,8 +62,28 @@ LANGUAGE sql STABLE AS $$
                       WHERE (g.rolsuper
                              OR g.rolbypassrls AND 'BYPASSRLS' <> ALL (p_allowed)
                              OR g.rolcreaterole AND 'CREATEROLE' <> ALL (p_allowed)
-                             OR g.rolreplication AND 'REPLICATION' <> ALL (p_allowed))
+                             OR g.rolreplication AND 'REPLICATION' <> ALL (p_allowed)
+                             OR g.rolname IN ('pg_execute_server_program', 'pg_read_server_files', 'pg_write_server_files'))
                         AND pg_has_role(p_role, g.oid, 'MEMBER'))
+$$;
+
+
+-- Repairs what a client can do to the role it is logged in as: ALTER ROLE … SET. Returns whether nothing is left of it.
+CREATE OR REPLACE FUNCTION pg_temp.has_been_reset(p_slot name) RETURNS bool
+LANGUAGE plpgsql AS $$
+DECLARE
+  scope text;
+BEGIN
+  FOR scope IN
+    SELECT coalesce(' IN DATABASE ' || quote_ident(d.datname), '')
+      FROM pg_db_role_setting s LEFT JOIN pg_database d ON d.oid = s.setdatabase
+     WHERE s.setrole = (SELECT oid FROM pg_roles WHERE rolname = p_slot)
+  LOOP
+    EXECUTE format('ALTER ROLE %I%s RESET ALL', p_slot, scope);
+    RAISE INFO 'reset the settings of slot "%"%', p_slot, lower(scope);
+  END LOOP;
+  RETURN NOT EXISTS (SELECT FROM pg_db_role_setting s WHERE s.setrole = (SELECT oid FROM pg_roles WHERE rolname = p_slot));
+END
 $$;
 
 
@@ -122,7 +145,7 @@ BEGIN
       EXECUTE format('CREATE ROLE %I NOLOGIN', wanted.role);
       RAISE INFO 'created role "%"', wanted.role;
     ELSIF pg_temp.is_too_mighty(wanted.role, coalesce(wanted.attributes, '{}')) THEN
-      RAISE EXCEPTION 'pgjot: role "%" must neither be SUPERUSER, BYPASSRLS, CREATEROLE or REPLICATION nor a member of a role that is', wanted.role
+      RAISE EXCEPTION 'pgjot: role "%" must neither be SUPERUSER, BYPASSRLS, CREATEROLE or REPLICATION nor a member of a role that is, or that reads or runs files of the server', wanted.role
         USING ERRCODE = '42501', HINT = 'Row-Level Security would not hold for its clients. If that is what you want, name it in "attributes" of this role in the configuration.';
     END IF;
   END LOOP;
@@ -148,6 +171,26 @@ BEGIN
     END IF;
     EXECUTE format('ALTER ROLE pgjot_lookup LOGIN CONNECTION LIMIT 64 PASSWORD %L', current_setting('pgjot_install.lookup'));
   END IF;
+
+  -- What a client did to its slot and no administrator can undo (a setting of an extension whose library only the slot's
+  -- own sessions load) goes with the role, which then is made anew.
+  FOR wanted IN
+    SELECT x.slot, s.oid FROM pg_temp.wanted_slots() x JOIN pg_roles s ON s.rolname = x.slot
+     WHERE EXISTS (SELECT FROM pg_db_role_setting d WHERE d.setrole = s.oid)
+  LOOP
+    IF NOT pg_temp.has_been_reset(wanted.slot) THEN
+      IF EXISTS (SELECT FROM pg_stat_get_activity(NULL) a WHERE a.usesysid = wanted.oid) THEN
+        RAISE WARNING 'pgjot: slot "%" is in use, and has settings that can only go with it; run setup again', wanted.slot;
+        CONTINUE;
+      END IF;
+      BEGIN
+        EXECUTE format('DROP ROLE %I', wanted.slot);
+        RAISE INFO 'made slot "%" anew, whose settings nobody can reset', wanted.slot;
+      EXCEPTION WHEN dependent_objects_still_exist THEN
+        RAISE WARNING 'pgjot: slot "%" has settings that only a superuser can reset, and owns objects', wanted.slot;
+      END;
+    END IF;
+  END LOOP;
 
   FOR wanted IN
     SELECT x.*, s.oid, s.rolvaliduntil < 'infinity' AS expires,
@@ -183,16 +226,7 @@ BEGIN
       RAISE INFO 'granted slot "%" to "pgjot_owner" again', wanted.slot;
     END IF;
 
-    -- Repair what a client can do to the role it is logged in as: ALTER ROLE … SET, …
-    FOR setting IN
-      SELECT coalesce(' IN DATABASE ' || quote_ident(d.datname), '') AS scope
-        FROM pg_db_role_setting s LEFT JOIN pg_database d ON d.oid = s.setdatabase
-       WHERE s.setrole = wanted.oid
-    LOOP
-      EXECUTE format('ALTER ROLE %I%s RESET ALL', wanted.slot, setting.scope);
-      RAISE INFO 'reset the settings of slot "%"%', wanted.slot, lower(setting.scope);
-    END LOOP;
-    -- … and, before PostgreSQL 15, grant itself away (every role was an administrator of itself).
+    -- Before PostgreSQL 15 every role was an administrator of itself: clients could grant their slots to each other.
     IF version < 150000 THEN
       FOR stray IN
         SELECT m.member FROM pg_auth_members m
@@ -200,6 +234,14 @@ BEGIN
       LOOP
         EXECUTE format('REVOKE %I FROM %s', wanted.slot, stray);
         RAISE INFO 'took slot "%" back from role %', wanted.slot, stray;
+      END LOOP;
+      FOR stray IN
+        SELECT m.roleid FROM pg_auth_members m
+          JOIN pg_roles r ON r.oid = m.roleid AND r.rolname ~ '^pgjot_.+_\d+$'
+         WHERE m.member = wanted.oid
+      LOOP
+        EXECUTE format('REVOKE %s FROM %I', stray, wanted.slot);
+        RAISE INFO 'took role % back from slot "%"', stray, wanted.slot;
       END LOOP;
     END IF;
   END LOOP;
@@ -240,6 +282,7 @@ BEGIN
 END
 $schema$;
 
+GRANT SELECT ON pg_temp.pgjot_secret TO pgjot_owner;
 SET LOCAL ROLE pgjot_owner;
 
 CREATE TABLE IF NOT EXISTS pgjot.slot (
@@ -289,7 +332,7 @@ CREATE UNIQUE INDEX IF NOT EXISTS identity_key_only_one ON pgjot.identity_key ((
 DO $identity_key$
 DECLARE
   -- Of HMAC-SHA-256's block length, so it is neither hashed nor padded.
-  key       constant bytea := decode(current_setting('pgjot_install.identity_key'), 'hex');
+  key       constant bytea := coalesce((SELECT decode(value, 'hex') FROM pg_temp.pgjot_secret WHERE name = 'identity_key'), '');
   inner_pad bytea := key;
   outer_pad bytea := key;
 BEGIN
@@ -315,6 +358,22 @@ $identity_key$;
 CREATE TABLE IF NOT EXISTS pgjot.drop_owned_guard (
   wire bool
 );
+
+-- Of these nobody but their owner sees or changes a row, even with pg_read_all_data or pg_write_all_data: they make nobody an
+-- exception to Row-Level Security, and there are no policies. Not where it is so already: a session holds these tables.
+DO $rls$
+DECLARE
+  open_table regclass;
+BEGIN
+  FOR open_table IN
+    SELECT c.oid FROM pg_class c
+     WHERE c.relnamespace = 'pgjot'::regnamespace AND c.relname IN ('session', 'lease', 'slot_group', 'identity_key')
+       AND NOT c.relrowsecurity
+  LOOP
+    EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', open_table);
+  END LOOP;
+END
+$rls$;
 
 
 -- 3. What the control connection calls ----------------------------------------------------------------------
@@ -447,9 +506,10 @@ BEGIN
                   WHERE (g.rolsuper
                          OR g.rolbypassrls AND 'BYPASSRLS' <> ALL (allowed)
                          OR g.rolcreaterole AND 'CREATEROLE' <> ALL (allowed)
-                         OR g.rolreplication AND 'REPLICATION' <> ALL (allowed))
+                         OR g.rolreplication AND 'REPLICATION' <> ALL (allowed)
+                         OR g.rolname IN ('pg_execute_server_program', 'pg_read_server_files', 'pg_write_server_files'))
                     AND pg_has_role(p_role, g.oid, 'MEMBER')) THEN
-    RAISE EXCEPTION 'pgjot: role "%" must neither be SUPERUSER, BYPASSRLS, CREATEROLE or REPLICATION nor a member of a role that is', p_role
+    RAISE EXCEPTION 'pgjot: role "%" must neither be SUPERUSER, BYPASSRLS, CREATEROLE or REPLICATION nor a member of a role that is, or that reads or runs files of the server', p_role
       USING ERRCODE = '42501', HINT = 'Row-Level Security would not hold for its clients.';
   END IF;
 
@@ -543,7 +603,8 @@ $$;
 
 -- The backend about itself, before the client may speak. dirty: an earlier tenant has tampered with the login
 -- role, which PostgreSQL lets everybody do to the role they are: ALTER ROLE … SET (poisons later sessions) or,
--- before version 15, GRANT of the role to an accomplice (who could then watch and end later sessions).
+-- before version 15, GRANT of the role to an accomplice (who could then watch and end later sessions), or of an
+-- accomplice's role to it (which would let later tenants become that).
 --
 -- Not SECURITY DEFINER: under SET ROLE NONE it runs as the slot, who may see its own start time. As pgjot_owner,
 -- each new backend would first load the owner's memberships, one per slot: 3 ms more where there are 1,000.
@@ -554,8 +615,9 @@ BEGIN
   SELECT a.pid, (extract(epoch FROM a.backend_start) * 1000000)::int8, session_user,
          EXISTS (SELECT FROM pg_db_role_setting s WHERE s.setrole = a.usesysid)
          OR (current_setting('server_version_num')::int4 < 150000
-             AND ARRAY(SELECT m.member FROM pg_auth_members m WHERE m.roleid = a.usesysid)
-                 <> ARRAY['pgjot_owner'::regrole::oid]),
+             AND (ARRAY(SELECT m.member FROM pg_auth_members m WHERE m.roleid = a.usesysid)
+                  <> ARRAY['pgjot_owner'::regrole::oid]
+                  OR (SELECT count(*) FROM pg_auth_members m WHERE m.member = a.usesysid) <> 1)),
          pg_is_in_recovery()
     INTO pid, backend_start, slot, dirty, in_recovery
     FROM pg_stat_get_activity(pg_backend_pid()) a;
@@ -566,8 +628,8 @@ $$;
 --
 --   base64(JSON) "." base64(HMAC-SHA-256 of what is before the dot)
 --
---   {"slot", "port", "iat", "exp", "claims"}    in the StartupMessage, to which RESET ALL and DISCARD ALL return
---   {"slot", "pid", "start", "exp", "claims"}   set before the client speaks, where a translated address hides the port
+--   {"db", "slot", "port", "iat", "exp", "claims"}    in the StartupMessage, to which RESET ALL and DISCARD ALL return
+--   {"db", "slot", "pid", "start", "exp", "claims"}   set before the client speaks, where a translated address hides the port
 --
 -- with "iat" and "exp" in milliseconds since 1970. The client can read it and set it, and gains nothing: any other value
 -- has no valid signature, or was signed for another login role, another port, a backend of another minute, another backend.
@@ -597,7 +659,7 @@ BEGIN
   END IF;
 
   identity := convert_from(decode(signed, 'base64'), 'UTF8')::jsonb;
-  IF identity ->> 'slot' = session_user
+  IF identity ->> 'slot' = session_user AND identity ->> 'db' = current_database()
      AND (identity ->> 'exp')::int8 > extract(epoch FROM clock_timestamp()) * 1000
      AND EXISTS (SELECT FROM pgjot.backends(pg_backend_pid()) b
                   WHERE CASE WHEN identity ? 'start'
@@ -665,6 +727,9 @@ DO $version$
 BEGIN
   EXECUTE format('CREATE OR REPLACE FUNCTION pgjot.version() RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN %L',
                  current_setting('pgjot_install.version'));
+  -- A proxy of the other mode would verify one thing while policies believe another.
+  EXECUTE format('CREATE OR REPLACE FUNCTION pgjot.mode() RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN %L',
+                 current_setting('pgjot_install.mode'));
 END
 $version$;
 
@@ -680,7 +745,7 @@ BEGIN
          'pgjot.backends(int4)', 'pgjot.assert_control()', 'pgjot.bind(int4, int8, jsonb, int8)', 'pgjot.unbind(int4, int8)',
          'pgjot.terminate(int4, int8)', 'pgjot.lease(name, int4)', 'pgjot.release(name)', 'pgjot.sweep()', 'pgjot.hello()',
          'pgjot.signed_claims()', 'pgjot.claims()',
-         'pgjot.user_id()', 'pgjot.uid()', 'pgjot.session()', 'pgjot.jwt()', 'pgjot.version()']::regprocedure[])
+         'pgjot.user_id()', 'pgjot.uid()', 'pgjot.session()', 'pgjot.jwt()', 'pgjot.version()', 'pgjot.mode()']::regprocedure[])
   LOOP
     -- Not CASCADE: a policy may depend on it.
     EXECUTE format('DROP ROUTINE %s', former);
@@ -715,7 +780,7 @@ GRANT EXECUTE ON FUNCTION pgjot.bind(int4, int8, jsonb, int8), pgjot.unbind(int4
 
 DO $grants$
 DECLARE
-  readers constant text := 'pgjot.claims(), pgjot.user_id(), pgjot.uid(), pgjot.session(), pgjot.jwt(), pgjot.version()';
+  readers constant text := 'pgjot.claims(), pgjot.user_id(), pgjot.uid(), pgjot.session(), pgjot.jwt(), pgjot.version(), pgjot.mode()';
   admin   constant name := current_setting('pgjot_install.admin');
   g       record;
   guarded name;

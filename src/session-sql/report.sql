@@ -24,5 +24,6 @@ BEGIN
 END
 $report$;
 
+DROP FUNCTION pg_temp.has_been_reset(name);
 DROP FUNCTION pg_temp.our_functions(), pg_temp.wanted_slots();
 DROP FUNCTION pg_temp.is_too_mighty(name, text[]);

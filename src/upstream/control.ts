@@ -79,7 +79,7 @@ export function createControl(upstream: UpstreamConfig, path: string, onLoss: ()
       ssl: upstreamTlsMode(upstream) === 'disable' ? false : upstreamTlsOptions(upstream),
       stream: () => socket,
       application_name: 'pgjot control',
-      options: KEEPALIVES.map(([name, value]) => `-c ${name}=${value}`).join(' '),
+      options: startupOptions(upstream.connectTimeoutMs),
       keepAlive: true,
       connectionTimeoutMillis: upstream.connectTimeoutMs,
       // A dead network must not hold every login up: past this the connection counts as lost.
@@ -172,6 +172,15 @@ export function createControl(upstream: UpstreamConfig, path: string, onLoss: ()
       if (client !== undefined) await end(client);
     },
   };
+}
+
+/**
+ * A client may queue for a lock on a table of ours, which it will not get, and have everybody queue behind it: better
+ * an error in time than a backend that is left waiting for each question.
+ */
+function startupOptions(queryTimeoutMs: number): string {
+  const lockTimeout = ['lock_timeout', String(Math.max(queryTimeoutMs - 500, 100))] as const;
+  return [lockTimeout, ...KEEPALIVES].map(([name, value]) => `-c ${name}=${value}`).join(' ');
 }
 
 interface Statement {

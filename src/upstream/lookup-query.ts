@@ -250,7 +250,7 @@ const SEARCH_PUBLIC = 'set search_path = pg_catalog, public, pg_temp';
 
 /**
  * The first of these roles that can create objects in schema public, or owns a function or operator there, be it by way
- * of another role that it can become.
+ * of another role that it can become; or the slot that owns one: a client can be its slot as well.
  */
 async function findIntruder(
   client: pg.ClientBase,
@@ -266,7 +266,7 @@ async function findIntruder(
         union select oprowner from public join pg_operator on oprnamespace = public.oid
       )
       select min(r.rolname::text) from pg_roles r join creator c on c.role = 0 or pg_has_role(r.oid, c.role, 'MEMBER')
-       where r.rolname = any ($1)`,
+       where r.rolname = any ($1) or r.rolname ~ '^pgjot_.+_[0-9]+$' and r.oid = c.role`,
     values: [roles],
     rowMode: 'array',
   });

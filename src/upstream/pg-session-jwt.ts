@@ -7,7 +7,7 @@
 import { isExactForExtension, mintSessionToken } from '../identity/session-token.ts';
 import { encodeQuery } from '../wire/frontend.ts';
 import { ask } from './ask.ts';
-import { assertUser, setupFailed, USER_ID } from './self-check.ts';
+import { assertPreparedFor, assertUser, setupFailed, USER_ID } from './self-check.ts';
 import type { SessionMode } from './session.ts';
 
 const KEY = 'pg_session_jwt.jwk';
@@ -40,7 +40,8 @@ export function createExtensionMode(): SessionMode {
             [TOKEN, jwt],
           ];
     },
-    async install(connection, _backend, identity, signal) {
+    async install(connection, backend, identity, signal) {
+      assertPreparedFor('pg_session_jwt', backend, identity);
       const [, key, ...users] = await ask(connection, QUESTION, signal);
       const [, ours] = connection.identity.find(([name]) => name === KEY) ?? [];
       if (key !== ours) throw setupFailed(identity.role, `${KEY} is not the key that we sent`);

@@ -86,7 +86,9 @@ const UNHEARD: PoolListener = {
   onHealed: () => {},
   onHealingFailed: () => {},
 };
-const HOUSEKEEPING_MS = 10_000;
+const SWEEP_MS = 10_000;
+// Soon, because another proxy may wait for the slots that this one has no use for.
+const GIVE_BACK_MS = 2_000;
 const STUBBORN_MS = 5_000;
 
 /**
@@ -113,11 +115,10 @@ export function createPool(
   const giveBack = () => {
     for (const slots of slotsByRole.values()) slots.giveBack();
   };
-  const housekeeping = setInterval(() => {
-    control.sweep().catch(() => {});
-    giveBack();
-  }, HOUSEKEEPING_MS);
-  housekeeping.unref();
+  const housekeeping = [
+    setInterval(() => void control.sweep().catch(() => {}), SWEEP_MS).unref(),
+    setInterval(giveBack, GIVE_BACK_MS).unref(),
+  ];
 
   const lookup = createLookup(upstream, path, listener.onLookupFailed);
   const mode = createSessionMode(upstream, secret, control);
@@ -205,7 +206,7 @@ export function createPool(
       Object.fromEntries([...slotsByRole].map(([role, slots]) => [role, slots.counts()])),
     giveBack,
     async close() {
-      clearInterval(housekeeping);
+      for (const timer of housekeeping) clearInterval(timer);
       // A login that was given up ends only when the question that it was at is answered.
       while (underWay.size > 0) await Promise.allSettled(underWay);
       await healing?.close();

@@ -7,7 +7,7 @@ import { encodeClaims } from '../identity/session-claims.ts';
 import { encodeQuery } from '../wire/frontend.ts';
 import { ask } from './ask.ts';
 import type { Control } from './control.ts';
-import { assertUser, setupFailed, USER_ID } from './self-check.ts';
+import { assertPreparedFor, assertUser, setupFailed, USER_ID } from './self-check.ts';
 import type { Hello, SessionIdentity, SessionMode } from './session.ts';
 
 const QUESTION = encodeQuery(`select ${USER_ID}`);
@@ -19,6 +19,7 @@ export function createPortableMode(control: Control): SessionMode {
   return {
     startupParameters: async () => [],
     async install(connection, backend, identity, signal) {
+      assertPreparedFor('portable', backend, identity);
       if (backend.inRecovery) {
         throw setupFailed(identity.role, 'the server is a standby: it needs "session": "replica"');
       }

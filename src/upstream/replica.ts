@@ -9,22 +9,26 @@ import { encodeClaims } from '../identity/session-claims.ts';
 import { deriveIdentityKey } from '../session-sql/credentials.ts';
 import { encodeQuery, encodeStatement } from '../wire/frontend.ts';
 import { ask } from './ask.ts';
-import { assertUser, setupFailed, USER_ID } from './self-check.ts';
+import { assertPreparedFor, assertUser, setupFailed, USER_ID } from './self-check.ts';
 import type { SessionIdentity, SessionMode } from './session.ts';
 
 const SETTING = 'pgjot.identity';
 const QUESTION = encodeQuery(`select ${USER_ID}`);
 const SET = `select pg_catalog.set_config('${SETTING}', $1, false)`;
 
-/** The mode; `secret` is the upstream's, which is its primary's as well. */
-export function createReplicaMode(secret: string): SessionMode {
+/** The mode for a database; `secret` is the upstream's, which is its primary's as well. */
+export function createReplicaMode(secret: string, database: string): SessionMode {
   const key = deriveIdentityKey(secret);
   return {
     async startupParameters(identity, slot, localPort) {
       if (identity.subject === undefined) return [];
-      return [[SETTING, sign({ slot, port: localPort, iat: Date.now() }, identity, key)]];
+      return [
+        [SETTING, sign({ db: database, slot, port: localPort, iat: Date.now() }, identity, key)],
+      ];
     },
-    async install(connection, { inRecovery, pid, start }, identity, signal) {
+    async install(connection, backend, identity, signal) {
+      const { inRecovery, pid, start } = backend;
+      assertPreparedFor('portable', backend, identity);
       if (!inRecovery) {
         throw setupFailed(
           identity.role,
@@ -35,7 +39,8 @@ export function createReplicaMode(secret: string): SessionMode {
       if (answer === null && identity.subject !== undefined) {
         // Our address is translated on the way (NAT, a cloud's connector), so the server sees another port. What is signed
         // for the backend itself does as well, but that we know only now, and RESET ALL will take it away.
-        const value = sign({ slot: connection.slot, pid, start }, identity, key);
+        const about = { db: database, slot: connection.slot, pid, start };
+        const value = sign(about, identity, key);
         await ask(connection, encodeStatement(SET, [value]), signal);
         [answer] = await ask(connection, QUESTION, signal);
       }

@@ -21,6 +21,21 @@ export function assertUser(
   if (answer !== expected) throw setupFailed(role, otherwise);
 }
 
+/**
+ * Whether policies in this database read what this mode writes.
+ *
+ * @throws {ProxyError} session_setup_failed
+ */
+export function assertPreparedFor(
+  mode: string,
+  { preparedFor }: { readonly preparedFor: string },
+  { role }: { readonly role: string },
+): void {
+  if (preparedFor === mode) return;
+  const why = `pgjot setup has prepared this database for session mode "${preparedFor}": run it again, or change "session"`;
+  throw setupFailed(role, why);
+}
+
 /** The refusal of a session whose identity did not arrive; `why` is for the log. */
 export function setupFailed(role: string, why: string): ProxyError {
   return new ProxyError('session_setup_failed', { role }, { cause: new Error(why) });

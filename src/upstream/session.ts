@@ -21,6 +21,8 @@ export interface Hello extends Backend {
   readonly dirty: boolean;
   /** It belongs to a standby. */
   readonly inRecovery: boolean;
+  /** The session mode that `pgjot setup` has prepared its database for; `portable` is `replica` on a standby. */
+  readonly preparedFor: string;
 }
 
 /** Whom the session is to belong to; without a subject, to nobody. */
@@ -64,7 +66,7 @@ export interface SessionMode {
 
 /** The way that the upstream's configuration names; `secret` is the upstream's. */
 export function createSessionMode(
-  { session }: UpstreamConfig,
+  { session, database }: UpstreamConfig,
   secret: string,
   control: Control,
 ): SessionMode {
@@ -74,12 +76,12 @@ export function createSessionMode(
     case 'pg_session_jwt':
       return createExtensionMode();
     case 'replica':
-      return createReplicaMode(secret);
+      return createReplicaMode(secret, database);
   }
 }
 
 const HELLO = encodeQuery(
-  'select h.pid, h.backend_start, h.dirty, h.in_recovery from pgjot.hello() as h',
+  'select h.pid, h.backend_start, h.dirty, h.in_recovery, pgjot.mode() from pgjot.hello() as h',
 );
 
 /**
@@ -90,7 +92,7 @@ const HELLO = encodeQuery(
  *   client itself has set came first; upstream_lost.
  */
 export async function hello(connection: UpstreamConnection, signal: AbortSignal): Promise<Hello> {
-  const [pid, start, dirty, inRecovery] = await ask(connection, HELLO, signal);
+  const [pid, start, dirty, inRecovery, mode] = await ask(connection, HELLO, signal);
   if (Number(pid) !== connection.processId || start === undefined || start === null) {
     throw new ProxyError('upstream_protocol', {
       cause: new Error(
@@ -103,5 +105,6 @@ export async function hello(connection: UpstreamConnection, signal: AbortSignal)
     start,
     dirty: dirty !== 'f',
     inRecovery: inRecovery === 't',
+    preparedFor: mode ?? '',
   };
 }

@@ -69,6 +69,43 @@ describe.each(postgresVersions())('a privileged role on PostgreSQL %i', (version
     expect(await leased('authenticated')).toHaveLength(1);
   });
 
+  it.each(['pg_execute_server_program', 'pg_read_server_files', 'pg_write_server_files'])(
+    'is refused where it is a member of %s, which makes a superuser of whoever has it',
+    async (role) => {
+      await superuser.query(`GRANT ${role} TO authenticated`);
+      try {
+        expect(await outcome(leased('authenticated'))).toBe('42501');
+        expect(await outcome(setUp([]))).toBe('42501');
+      } finally {
+        await superuser.query(`REVOKE ${role} FROM authenticated`);
+      }
+    },
+  );
+
+  it('that reads and writes all data still sees and changes no identity', async () => {
+    await superuser.query('GRANT pg_read_all_data, pg_write_all_data TO authenticated');
+    const control = await database.control();
+    const [slot] = await lease(control, 1, 'authenticated');
+    const eve = await database.login(slot as string, { options: '-c role=authenticated' });
+    try {
+      await bind(control, await hello(eve), 'eve');
+
+      for (const table of ['session', 'lease', 'slot_group', 'identity_key']) {
+        expect(await value(eve, `SELECT count(*)::int FROM pgjot.${table}`)).toBe(0);
+      }
+      const { rowCount } = await eve.query(`UPDATE pgjot.session SET claims = '{"sub": "alice"}'`);
+      expect(rowCount).toBe(0);
+      expect(
+        await outcome(eve.query("INSERT INTO pgjot.identity_key VALUES ('\\x00', '\\x00')")),
+      ).toBe('42501');
+      expect(await value(eve, 'SELECT auth.user_id()')).toBe('eve');
+    } finally {
+      await database.end(eve);
+      await database.end(control);
+      await superuser.query('REVOKE pg_read_all_data, pg_write_all_data FROM authenticated');
+    }
+  });
+
   it('sees what Row-Level Security hides from others, and nobody else gains by it', async () => {
     await superuser.query('DROP ROLE IF EXISTS auditor');
     await superuser.query('CREATE ROLE auditor BYPASSRLS');

@@ -33,6 +33,38 @@ describe.each(postgresVersions())('installing on PostgreSQL %i', (version) => {
   });
   afterAll(() => database[Symbol.asyncDispose]());
 
+  it('makes a slot anew whose settings only its own sessions could reset', async () => {
+    const superuser = await database.superuser();
+    const { rows: known } = await superuser.query(
+      "SELECT FROM pg_available_extensions WHERE name = 'pg_trgm'",
+    );
+    if (known.length === 0) return console.log(`no pg_trgm on PostgreSQL ${version}: not tried`);
+    const admin = await database.admin();
+    await install(admin, options(2));
+    await superuser.query('CREATE EXTENSION pg_trgm');
+    const eve = await database.login('pgjot_authenticated_1');
+    // Loads the library, which makes the setting one that she may set.
+    await eve.query("SELECT similarity('a', 'b')");
+    await eve.query('ALTER ROLE pgjot_authenticated_1 SET pg_trgm.similarity_threshold = 0.5');
+    await database.end(eve);
+
+    const changes = await install(admin, options(2));
+
+    const { rows } = await superuser.query(
+      `SELECT FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole WHERE rolname LIKE 'pgjot%'`,
+    );
+    expect(rows).toEqual([]);
+    expect(changes).toContain(
+      'made slot "pgjot_authenticated_1" anew, whose settings nobody can reset',
+    );
+    const next = await database.slot(1);
+    expect((await hello(next)).dirty).toBe(false);
+    await database.end(next);
+    await superuser.query('DROP EXTENSION pg_trgm');
+    await database.end(superuser);
+    await database.end(admin);
+  });
+
   it('works as an ordinary administrator, twice', async () => {
     const admin = await database.admin();
 

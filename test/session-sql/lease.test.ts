@@ -58,7 +58,7 @@ describe.each(postgresVersions())('leases on PostgreSQL %i', (version) => {
       await expect(refused).rejects.toMatchObject({
         code: '42501',
         message:
-          'pgjot: role "authenticated" must neither be SUPERUSER, BYPASSRLS, CREATEROLE or REPLICATION nor a member of a role that is',
+          'pgjot: role "authenticated" must neither be SUPERUSER, BYPASSRLS, CREATEROLE or REPLICATION nor a member of a role that is, or that reads or runs files of the server',
       });
       await superuser.query(`ALTER ROLE authenticated NO${attribute}`);
       expect(await lease(one, 1)).toHaveLength(1);

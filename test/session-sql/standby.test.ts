@@ -17,6 +17,7 @@ const OPTIONS: InstallOptions = {
 };
 
 interface Signed {
+  readonly db: string;
   readonly slot: string;
   readonly port?: number;
   readonly iat?: number;
@@ -52,7 +53,7 @@ describe.each(postgresVersions())('a standby on PostgreSQL %i', (version) => {
     const port = Number(await value(client, 'select inet_client_port()'));
     const iat = Date.now();
     const claims = { sub: 'alice' };
-    return { slot: name, port, iat, exp: iat + MINUTE_MS, claims, ...changes };
+    return { db: 'app', slot: name, port, iat, exp: iat + MINUTE_MS, claims, ...changes };
   };
   const userWith = async (client: pg.Client, setting: string) => {
     await client.query("select set_config('pgjot.identity', $1, false)", [setting]);
@@ -103,6 +104,7 @@ describe.each(postgresVersions())('a standby on PostgreSQL %i', (version) => {
     ['another slot', { slot: slotName('authenticated', 2) }],
     ['the group itself', { slot: 'authenticated' }],
     ['another port', { port: 1 }],
+    ['another database', { db: 'postgres' }],
     ['a backend that started more than a minute earlier', { iat: Date.now() + 5 * MINUTE_MS }],
     ['a backend that started more than a minute later', { iat: Date.now() - 5 * MINUTE_MS }],
     ['a time that is over', { exp: Date.now() - 1 }],

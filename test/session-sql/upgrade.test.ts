@@ -93,8 +93,8 @@ describe.each(postgresVersions())('upgrading on PostgreSQL %i', (version) => {
       REVOKE authenticated FROM pgjot_authenticated_2`);
 
     expect(await install(admin, OPTIONS)).toEqual([
-      'gave slot "pgjot_authenticated_1" its attributes back',
       'reset the settings of slot "pgjot_authenticated_1"',
+      'gave slot "pgjot_authenticated_1" its attributes back',
       'let slot "pgjot_authenticated_2" expire no more',
       'made slot "pgjot_authenticated_2" a member of "authenticated" again',
       'installed function pgjot.sweep() anew',

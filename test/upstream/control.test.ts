@@ -82,7 +82,7 @@ describe('a network that swallows everything', () => {
     await codeOf(control.lease('authenticated', 1));
 
     expect(server.backends[0]?.parameters.get('options')).toBe(
-      '-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3',
+      '-c lock_timeout=100 -c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3',
     );
     await control.close();
   });

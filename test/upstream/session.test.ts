@@ -22,7 +22,12 @@ const CREDENTIALS = {
   parameters: new Map<string, string>(),
   identity: async () => [],
 };
-const BACKEND = { pid: 4_711, start: '1700000000000000', inRecovery: false };
+const BACKEND = {
+  pid: 4_711,
+  start: '1700000000000000',
+  inRecovery: false,
+  preparedFor: 'portable',
+};
 
 let before: ReturnType<typeof openResources>;
 beforeEach(() => {
@@ -74,11 +79,13 @@ const answerOf = (...frames: readonly Buffer[]) => [fake.send(...frames, fake.re
 
 describe('hello', () => {
   test('is who logged in, since when, whether its last user left it changed, and whether it is a standby', async () => {
-    const clean = await against(answerOf(row('4711', '1700000000000000', 'f', 'f')), (one) =>
-      hello(one, never),
+    const clean = await against(
+      answerOf(row('4711', '1700000000000000', 'f', 'f', 'portable')),
+      (one) => hello(one, never),
     );
-    const dirty = await against(answerOf(row('4711', '1700000000000000', 't', 't')), (one) =>
-      hello(one, never),
+    const dirty = await against(
+      answerOf(row('4711', '1700000000000000', 't', 't', 'portable')),
+      (one) => hello(one, never),
     );
 
     expect(clean).toEqual({ ...BACKEND, dirty: false });
@@ -258,11 +265,12 @@ describe('mode pg_session_jwt', () => {
     identity: SessionIdentity,
     users: readonly (string | null)[],
     key?: string,
+    preparedFor = 'pg_session_jwt',
   ): Promise<unknown> {
     const sent = await mode.startupParameters(identity, 'pgjot_authenticated_1', 1);
     return against(
       answerOf(row('', key ?? sent[0]?.[1] ?? null, ...users)),
-      (one) => mode.install(one, PRIMARY, identity, never),
+      (one) => mode.install(one, { ...PRIMARY, preparedFor }, identity, never),
       async () => sent,
     );
   }
@@ -282,6 +290,7 @@ describe('mode pg_session_jwt', () => {
 
     expect(await installed(IDENTITY, [HEX, HEX], other)).toMatchObject(FAILED);
     expect(await installed(IDENTITY, [HEX, HEX], '')).toMatchObject(FAILED);
+    expect(await installed(IDENTITY, [HEX, HEX], undefined, 'portable')).toMatchObject(FAILED);
   });
 
   test('sends a key that it has never sent before, and a token with claims of our choosing', async () => {
@@ -300,6 +309,19 @@ describe('mode pg_session_jwt', () => {
     expect(otherJwk).not.toBe(jwk);
     expect(Number(decodeJwt(otherJwt ?? '').jti)).toBeGreaterThan(Number(decodeJwt(jwt ?? '').jti));
   });
+});
+
+test('no mode trusts a database that was prepared for another: policies there believe something else', async () => {
+  const forExtension = { ...PRIMARY, preparedFor: 'pg_session_jwt' };
+  const portable = createPortableMode(control().control);
+  const replica = createReplicaMode('a-secret-for-tests-of-at-least-32-characters', 'app');
+
+  for (const identity of [IDENTITY, NOBODY]) {
+    expect(await installOn(forExtension, portable, identity, [])).toMatchObject(FAILED);
+    expect(await installOn({ ...STANDBY, preparedFor: '' }, replica, identity, [])).toMatchObject(
+      FAILED,
+    );
+  }
 });
 
 test.each([
@@ -321,7 +343,7 @@ test.each([
 });
 
 describe('mode replica', () => {
-  const mode = createReplicaMode('a-secret-for-tests-of-at-least-32-characters');
+  const mode = createReplicaMode('a-secret-for-tests-of-at-least-32-characters', 'app');
 
   test('believes only what SQL on that standby sees', async () => {
     expect(await installOn(STANDBY, mode, IDENTITY, answerOf(row(HEX)))).toBeUndefined();
@@ -367,6 +389,7 @@ describe('mode replica', () => {
 
     expect(name).toBe('pgjot.identity');
     expect(JSON.parse(Buffer.from(signed, 'base64').toString())).toEqual({
+      db: 'app',
       slot: 'pgjot_authenticated_1',
       port: 5,
       iat: expect.closeTo(Date.now(), -4),
@@ -380,7 +403,7 @@ describe('mode replica', () => {
 
 test.each([
   ['pg_session_jwt', createExtensionMode()],
-  ['replica', createReplicaMode('a-secret-for-tests-of-at-least-32-characters')],
+  ['replica', createReplicaMode('a-secret-for-tests-of-at-least-32-characters', 'app')],
 ])('claims that do not fit into a startup packet are refused in mode %s', async (_, mode) => {
   const claims = { claims: { sub: 'Zoë', groups: 'x'.repeat(9_900) }, lookup: undefined };
 
