@@ -1,6 +1,7 @@
 /**
  * Asking for the token: what counts as a password message, what does not (attack A7), and how much of it is held.
  */
+import { once } from 'node:events';
 import { setImmediate as turn } from 'node:timers/promises';
 import fc from 'fast-check';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
@@ -312,6 +313,26 @@ describe('askForToken by OAUTHBEARER', () => {
     expect(codeOf(await askOAuth([bearer('Basic x'), ...answer], { end: true }))).toBe(
       'token_rejected',
     );
+  });
+
+  test.each([
+    ['a client without a token', '', 'login_timeout'],
+    ['a token that was refused', 'Basic x', 'token_rejected'],
+  ])('runs out of time with %s', async (_, auth, code) => {
+    const { accepted, connected } = await pairs.plain();
+    const login = new AbortController();
+    const client: Client = { stream: accepted, encrypted: false, address: '' };
+    const question = { user: 'alice', maxTokenBytes: MAX_TOKEN, discovery };
+    const asking = askForToken(client, question, login.signal).catch((error: unknown) => error);
+    connected.write(bearer(auth));
+    let heard = 0;
+    while (heard < OFFER.length + FAILURE.length) {
+      const [chunk] = (await once(connected, 'data')) as [Buffer];
+      heard += chunk.length;
+    }
+    login.abort(new ProxyError('login_timeout'));
+
+    expect(await asking).toMatchObject({ code });
   });
 
   test('says nothing of tokens where the trouble is not with the token', async () => {

@@ -111,6 +111,16 @@ describe('chooseAuthentication', () => {
     });
   });
 
+  test('knows a host name in whatever case the client writes it', () => {
+    const authenticationRules: Listen['authenticationRules'] = [
+      { sni: 'sso.example.com', method: 'oauth' },
+    ];
+    const config = configure({ authenticationRules });
+
+    expect(chooseAuthentication(config, { ...alice, sni: 'SSO.Example.com' })).toBeDefined();
+    expect(chooseAuthentication(config, { ...alice, sni: 'sso.example.com.' })).toBeUndefined();
+  });
+
   test('takes the first rule of which all that it names is so', () => {
     const names = fc.constantFrom('a', 'b');
     const rule = fc
