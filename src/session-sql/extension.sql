@@ -47,7 +47,7 @@ BEGIN
   -- Whoever creates the extension, its schema belongs to the superuser who installed PostgreSQL.
   IF NOT has_schema_privilege(admin, 'auth', 'USAGE WITH GRANT OPTION') THEN
     RAISE EXCEPTION 'pgjot: role "%" may not let clients use schema "auth" of the extension', admin USING ERRCODE = '42501',
-      HINT = format('As a superuser: CREATE EXTENSION IF NOT EXISTS pg_session_jwt; GRANT USAGE ON SCHEMA auth TO %I WITH GRANT OPTION; then run this again.', admin);
+      HINT = format('As a superuser: CREATE EXTENSION IF NOT EXISTS pg_session_jwt; GRANT USAGE ON SCHEMA auth TO %I WITH GRANT OPTION; then run this again. Where mode "portable" was before, drop its schema auth first.', admin);
   END IF;
   FOR grantee IN SELECT DISTINCT role FROM pg_temp.wanted_slots() LOOP
     IF NOT has_schema_privilege(grantee, 'auth', 'USAGE') THEN
