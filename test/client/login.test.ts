@@ -1,7 +1,6 @@
 /**
  * Asking for the token: what counts as a password message, what does not (attack A7), and how much of it is held.
  */
-import { once } from 'node:events';
 import { setImmediate as turn } from 'node:timers/promises';
 import fc from 'fast-check';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
@@ -326,10 +325,12 @@ describe('askForToken by OAUTHBEARER', () => {
     const asking = askForToken(client, question, login.signal).catch((error: unknown) => error);
     connected.write(bearer(auth));
     let heard = 0;
-    while (heard < OFFER.length + FAILURE.length) {
-      const [chunk] = (await once(connected, 'data')) as [Buffer];
-      heard += chunk.length;
-    }
+    await new Promise<void>((resolve) => {
+      connected.on('data', (chunk: Buffer) => {
+        heard += chunk.length;
+        if (heard === OFFER.length + FAILURE.length) resolve();
+      });
+    });
     login.abort(new ProxyError('login_timeout'));
 
     expect(await asking).toMatchObject({ code });
