@@ -102,6 +102,16 @@ describe('attack C19: keys that all customers of a provider share', () => {
     expect(problems['anyAudience']).toMatch(/a stranger could sign in$/);
   });
 
+  it.each(['firebase', 'google', 'entra'] as const)(
+    '%s never does from a file either',
+    (preset) => {
+      const { audience: _, ...least } = LEAST[preset];
+      const problems = problemsOf({ preset, ...least, anyAudience: true, jwksFile: 'keys.json' });
+
+      expect(problems['anyAudience']).toMatch(/a stranger could sign in$/);
+    },
+  );
+
   it.each(['firebase', 'google', 'entra'] as const)('%s has the issuer it has', (preset) => {
     const problems = problemsOf({ preset, ...LEAST[preset], issuer: 'https://evil.example.com' });
 
