@@ -9,6 +9,7 @@ import { constants } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { createSecureContext, type SecureContext } from 'node:tls';
 import { isDeepStrictEqual } from 'node:util';
+import { perIssuer } from './config-provider.ts';
 import { readSecret, type Config, type UpstreamConfig } from './config.ts';
 import type { ConnectionContext } from './connection.ts';
 import { ConfigError, ProxyError } from './errors.ts';
@@ -136,8 +137,8 @@ function missing(
   const trusted = Object.hasOwn(config.providers, provider)
     ? config.providers[provider]
     : undefined;
-  const issuers = [trusted?.issuer ?? []].flat();
-  return issuer !== undefined && issuers.includes(issuer) && trusted?.roles.includes(role)
+  const trusts = trusted !== undefined && perIssuer(trusted).some((one) => one.issuer === issuer);
+  return trusts && trusted.roles.includes(role)
     ? undefined
     : 'its provider is no longer configured, or no longer for its role';
 }

@@ -7,6 +7,7 @@
 import { readFile } from 'node:fs/promises';
 import { text } from 'node:stream/consumers';
 import { Command } from 'commander';
+import { perIssuer } from '../config-provider.ts';
 import { loadConfig, type Config } from '../config.ts';
 import { printable, ProxyError } from '../errors.ts';
 import { createVerifier, type VerifiedToken } from '../identity/jwt.ts';
@@ -99,8 +100,8 @@ async function explain(token: string, config: Config, options: ExplainOptions): 
 }
 
 function providerOf(config: Config, iss: unknown): string | undefined {
-  return Object.entries(config.providers).find(([, { issuer }]) =>
-    [issuer].flat().some((one) => one === iss),
+  return Object.entries(config.providers).find(([, provider]) =>
+    perIssuer(provider).some(({ issuer }) => issuer === iss),
   )?.[0];
 }
 

@@ -17,7 +17,10 @@ beforeAll(async () => {
   const roles = { authenticated: { slots: 1 }, analyst: { slots: 1 } };
   const config: ConfigInput = {
     providers: {
-      own: issuer.provider({ roles: ['authenticated', 'analyst'], roleClaim: '/roles' }),
+      own: {
+        ...issuer.provider({ roles: ['authenticated', 'analyst'], roleClaim: '/roles' }),
+        issuer: [issuer.issuer, 'spelt-otherwise'],
+      },
     },
     upstreams: {
       main: { ...upstream, database: 'app', roles },
@@ -73,6 +76,15 @@ describe('pgjot explain', () => {
       'route: database "tenants" goes to upstream "acme", by routes.0',
       'role: "authenticated" is granted',
     ]);
+  });
+
+  it('knows every spelling of an issuer', async () => {
+    const token = issuer.mint({ ...CLAIMS, iss: 'spelt-otherwise' });
+
+    const { accepted, steps } = await explained(token, '--database', 'app');
+
+    expect(accepted).toBe(true);
+    expect(steps[1]?.because).toBe('iss is that of provider "own"');
   });
 
   it('prints for people, and reads standard input', async () => {

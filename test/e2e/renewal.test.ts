@@ -417,6 +417,21 @@ describe('a reload', () => {
     await analyst.end().catch(() => {});
   });
 
+  it('keeps the sessions of an issuer that spells itself in two ways, as long as both are configured', async () => {
+    await using stack = await startStack({ provider: { issuer: ['one-way', 'the-other'] } });
+    const alice = await signIn(stack, 'alice', { iss: 'the-other' });
+    const { limits, providers } = stack.config;
+    const test = providers['test'] as NonNullable<(typeof providers)[string]>;
+
+    stack.proxy.reload(parseConfig({ ...stack.config, limits: { ...limits, maxClients: 5 } }));
+    expect(await one(alice, 'select auth.user_id()')).toBe('alice');
+
+    stack.proxy.reload(
+      parseConfig({ ...stack.config, providers: { test: { ...test, issuer: 'one-way' } } }),
+    );
+    expect(await alice.failure).toMatchObject({ code: '57P01' });
+  });
+
   it('keeps sessions and slots of what stays, takes new limits, and refuses what is wrong', async () => {
     await using stack = await startStack({ slots: 2 });
     const first = await signIn(stack, 'alice');
