@@ -4,7 +4,7 @@
  * The grounds are every session mode on every PostgreSQL of the run, in clear and with TLS on both sides of the proxy. Mode
  * `pg_session_jwt` is tried where a server has the extension. `npm run test:versions` goes over all of them; `npm test`, to be
  * short, has mode `replica` on the newest version alone, and both ways of travelling for mode `portable` on that one alone.
- * All attacks are tried on all grounds, but for what NOT_TRIED says.
+ * All attacks are tried on all grounds, but for what ATTACKS says.
  */
 import pg from 'pg';
 import { expect } from 'vitest';
@@ -13,8 +13,8 @@ import { startStack, type SessionMode, type Stack, type StackOptions } from '../
 
 const ONE_SERVER = 'there is no standby';
 
-/** Attacks that make no sense in a mode, and why. */
-export const NOT_TRIED = {
+/** The attacks, by file; and in which modes one is not tried, and why. */
+export const ATTACKS = {
   /** `attacks-startup.test.ts` */
   'forging at startup': {},
   /** `attacks-session.test.ts` */
@@ -32,15 +32,11 @@ export const NOT_TRIED = {
   'signing an identity': { portable: 'nothing that is signed reaches the session' },
   'reusing a slot': {},
   'reusing a pid': {
-    replica: 'the identity is signed for a slot, a port and a minute, and knows no pid',
+    replica: 'a pid does not count without its start, which is tried among the signed identities',
     pg_session_jwt: 'the identity is in the StartupMessage of the backend and knows no pid',
   },
   /** `attacks-expiry.test.ts` */
   'outliving the token': {},
-  'outliving the token within a transaction': {
-    pg_session_jwt:
-      'there auth.user_id() is the extension’s, which forgives 60 s; the proxy ends the session',
-  },
   /** `attacks-neighbours.test.ts` */
   'reading the neighbours': {},
   'ending the neighbours': {},
@@ -59,7 +55,7 @@ export const NOT_TRIED = {
 } as const satisfies Record<string, Partial<Record<SessionMode, string>>>;
 
 /** The name of an attack. */
-export type Attack = keyof typeof NOT_TRIED;
+export type Attack = keyof typeof ATTACKS;
 
 /** A place where attacks are tried. */
 export interface Ground {
@@ -97,7 +93,7 @@ const said = new Set<string>();
 
 /** Whether an attack is left out on a ground, which it says with the reason: `it.skipIf(notTried(ground, 'crash'))(…)`. */
 export function notTried({ session }: Ground, attack: Attack): boolean {
-  const reasons: Partial<Record<SessionMode, string>> = NOT_TRIED[attack];
+  const reasons: Partial<Record<SessionMode, string>> = ATTACKS[attack];
   const reason = reasons[session];
   if (reason === undefined) return false;
   const line = `not tried in mode ${session}: ${attack}, for ${reason}`;
