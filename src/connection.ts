@@ -154,7 +154,7 @@ async function serveSession(
     {
       asking,
       identity,
-      lease,
+      bind: lease.renew,
       onRenewal(renewed) {
         clock.renew(renewed.expiresAt);
         log.onRenewal(renewed);

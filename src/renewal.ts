@@ -12,7 +12,6 @@ import type { Asking } from './identity/authentication.ts';
 import type { VerifiedToken, Verifier } from './identity/jwt.ts';
 import type { Identity } from './identity/policy.ts';
 import type { Refusal, TokenJudge } from './splice/screen.ts';
-import type { Lease } from './upstream/pool.ts';
 
 /** What a renewal needs of the rest of the proxy. */
 export interface RenewalContext {
@@ -26,7 +25,8 @@ export interface RenewalContext {
 export interface RenewedSession {
   readonly asking: Asking;
   readonly identity: Identity;
-  readonly lease: Lease;
+  /** Gives its backend this identity. Undefined where the session mode cannot. */
+  readonly bind: ((identity: Identity, signal: AbortSignal) => Promise<void>) | undefined;
   /** The session has this identity now. */
   onRenewal(identity: Identity): void;
   onRefusal(error: ProxyError): void;
@@ -64,10 +64,10 @@ export function createRenewal(session: RenewedSession, context: RenewalContext):
 
 async function renew(
   token: string,
-  { asking, identity, lease }: RenewedSession,
+  { asking, identity, bind }: RenewedSession,
   context: RenewalContext,
 ): Promise<Identity> {
-  if (lease.renew === undefined || identity.subject === undefined) {
+  if (bind === undefined || identity.subject === undefined) {
     throw new ProxyError('feature_unsupported', { feature: 'SET pgjot.token' });
   }
   const verified = await context.verifier.verify(token, asking.user);
@@ -77,7 +77,7 @@ async function renew(
     throw new ProxyError('role_forbidden', { role: identity.role }, { cause });
   }
   const expiresAt = believedUntil(renewed.expiresAt, context.sessions);
-  await lease.renew({ ...renewed, expiresAt }, AbortSignal.timeout(context.loginTimeoutMs));
+  await bind({ ...renewed, expiresAt }, AbortSignal.timeout(context.loginTimeoutMs));
   return renewed;
 }
 
