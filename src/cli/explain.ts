@@ -56,8 +56,8 @@ async function explainToken(options: ExplainOptions): Promise<void> {
   const accepted = steps.every(({ result }) => result === 'passed');
   if (options.json) console.log(JSON.stringify({ accepted, steps }, undefined, 2));
   else {
-    for (const { step, result, because } of steps) {
-      console.log(`${MARKS[result]} ${step.padEnd(11)} ${because}`);
+    for (const { step: name, result, because } of steps) {
+      console.log(`${MARKS[result]} ${name.padEnd(11)} ${because}`);
     }
     console.log(accepted ? 'accepted' : 'refused');
   }

@@ -70,14 +70,9 @@ export function createSessionMode(
   secret: string,
   control: Control,
 ): SessionMode {
-  switch (session) {
-    case 'portable':
-      return createPortableMode(control);
-    case 'pg_session_jwt':
-      return createExtensionMode();
-    case 'replica':
-      return createReplicaMode(secret, database);
-  }
+  if (session === 'portable') return createPortableMode(control);
+  if (session === 'replica') return createReplicaMode(secret, database);
+  return createExtensionMode();
 }
 
 const HELLO = encodeQuery(

@@ -102,7 +102,7 @@ export function encodeNotice(fields: Report): Buffer {
   return encodeReport('N', fields);
 }
 
-function encodeReport(type: 'E' | 'N', fields: Report): Buffer {
+function encodeReport(messageType: 'E' | 'N', fields: Report): Buffer {
   const typed: [string, string | undefined][] = [
     ['S', fields.severity],
     ['V', fields.severity],
@@ -113,7 +113,7 @@ function encodeReport(type: 'E' | 'N', fields: Report): Buffer {
   ];
   const present = typed.filter((field): field is [string, string] => field[1] !== undefined);
   return encodeFrame(
-    type,
+    messageType,
     ...present.map(([type, text]) => encodeString(type + text.replaceAll('\0', ''))),
     Buffer.from([0]),
   );

@@ -96,7 +96,10 @@ describe.each(postgresVersions())('a standby on PostgreSQL %i', (version) => {
       { slot: slotName('authenticated', 2) },
       { exp: Date.now() - 1 },
     ]) {
-      expect(await userWith(slot, await signed(changes)), JSON.stringify(changes)).toBe(null);
+      expect({ changes, user: await userWith(slot, await signed(changes)) }).toEqual({
+        changes,
+        user: null,
+      });
     }
   });
 
@@ -141,7 +144,7 @@ describe.each(postgresVersions())('a standby on PostgreSQL %i', (version) => {
       "'; select 1; --",
       'A'.repeat(100_000),
     ]) {
-      expect(await userWith(slot, setting), setting).toBe(null);
+      expect({ setting, user: await userWith(slot, setting) }).toEqual({ setting, user: null });
     }
   });
 

@@ -212,8 +212,8 @@ describe('everything else', () => {
     '/* unfinished SET pgjot.token',
     `/*${' '.repeat(600)}*/ select 1`,
     `${'/**/'.repeat(5_000)}x`,
-    `${'/*'.repeat(5_000)}`,
-    `${'--\n'.repeat(5_000)}`,
+    '/*'.repeat(5_000),
+    '--\n'.repeat(5_000),
     ' '.repeat(100_000),
   ])('passes as it is, at once: %.40j', async (sql) => {
     const rig = new Rig();
@@ -282,7 +282,7 @@ describe('while a token is judged', () => {
   });
 
   test('a sink that is full is not forgotten: its own drain makes the source go on', async () => {
-    const onResume = vi.fn();
+    const onResume = vi.fn<() => void>();
     const rig = new Rig(async () => undefined, onResume);
     rig.roomy = false;
 
