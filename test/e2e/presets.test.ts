@@ -31,7 +31,8 @@ describe('a provider with a preset', () => {
     const client = new pg.Client(stack.as('alice', ACCESS));
     await client.connect();
 
-    const { rows } = await client.query('select auth.user_id() as id').finally(() => client.end());
+    const { rows } = await client.query('select auth.user_id() as id');
+    await client.end();
 
     expect(rows).toEqual([{ id: 'alice' }]);
   });
