@@ -327,6 +327,26 @@ describe.each(grounds())(GROUND, (ground) => {
     await alice.query('reset all; reset role');
   });
 
+  it.skipIf(without('plan caching'))('E8: a generic plan asks again who it is for', async () => {
+    const eve = await scene.stack.connect('alice');
+    await eve.query('set plan_cache_mode = force_generic_plan');
+    await eve.query('prepare mine as select user_id from public.todos');
+    const before = await eve.query('execute mine');
+    if (session === 'portable') {
+      await scene.admin.query('delete from pgjot.session where pid = $1', [await pidOf(eve)]);
+    } else {
+      await eve.query(`set ${CARRIERS[session].at(-1)} = 'nobody'`);
+    }
+    const after = await eve.query('execute mine').then(
+      ({ rows }) => rows.length,
+      (error: pg.DatabaseError) => error.code,
+    );
+
+    expect(before.rows).toEqual(Array.from({ length: 3 }, () => ({ user_id: 'alice' })));
+    expect(after).toBe(session === 'pg_session_jwt' ? '42804' : 0);
+    await eve.end();
+  });
+
   it.skipIf(without('parallel workers'))(
     'E9: parallel workers lose no row and find no other',
     async () => {
