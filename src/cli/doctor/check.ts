@@ -64,7 +64,7 @@ with recursive config as (
     from jsonb_to_recordset($1::jsonb) as w (role name, slots int4, attributes text[])
     left join pg_roles r on r.rolname = w.role
 ), grp as (
-  select oid, role as name, rolsuper as almighty from wanted where oid is not null
+  select oid, role as name, coalesce(attributes, '{}') as attributes, rolsuper as almighty from wanted where oid is not null
 ), slot as (
   select r.*, w.role, w.oid as role_oid, w.slots, substr(r.rolname, length(w.role) + 8)::int8 as number
     from wanted w

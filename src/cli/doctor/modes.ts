@@ -121,7 +121,9 @@ export async function keyFindings(
 ): Promise<Finding[]> {
   const { rows } = await admin.query<{ readable: boolean }>(
     // A view that somebody else put in its place would run as the administrator.
-    `select has_table_privilege(oid, 'SELECT') and has_schema_privilege(relnamespace, 'USAGE') as readable
+    // Row-Level Security, which it has without a policy, would show it empty.
+    `select has_table_privilege(oid, 'SELECT') and has_schema_privilege(relnamespace, 'USAGE')
+            and not row_security_active(oid) as readable
        from pg_class
       where relnamespace = to_regnamespace('pgjot') and relname = 'identity_key'
         and relkind = 'r' and relowner = to_regrole('pgjot_owner')`,

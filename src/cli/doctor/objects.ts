@@ -84,7 +84,7 @@ export const OBJECT_CHECKS: readonly Check[] = [
         from pg_proc p join pg_namespace n on n.oid = p.pronamespace
        cross join aclexplode(p.proacl) a
        where n.nspname = 'pgjot'
-         and p.proname not in ('hello', 'claims', 'user_id', 'uid', 'session', 'jwt', 'version')
+         and p.proname not in ('hello', 'claims', 'user_id', 'uid', 'session', 'jwt', 'version', 'mode')
          and a.grantee not in (0, p.proowner) and a.grantee <> coalesce(to_regrole('pgjot_control'), 0)`,
     asOwner: true,
   },

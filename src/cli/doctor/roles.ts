@@ -102,8 +102,11 @@ export const ROLE_CHECKS: readonly Check[] = [
       select format('role %I in %s', g.name, e.roleid::regrole) as object, e.revoke as sql
         from edge e join grp g on g.oid = e.member
        where exists (select from pg_roles x
-                      where pg_has_role(e.roleid, x.oid, 'MEMBER')
-                        and (x.rolsuper or x.rolbypassrls or x.rolcreaterole or x.rolcreatedb or x.rolreplication
+                      where pg_has_role(e.roleid, x.oid, 'MEMBER') and 'SUPERUSER' <> all (g.attributes)
+                        and (x.rolsuper or x.rolcreatedb
+                             or x.rolbypassrls and 'BYPASSRLS' <> all (g.attributes)
+                             or x.rolcreaterole and 'CREATEROLE' <> all (g.attributes)
+                             or x.rolreplication and 'REPLICATION' <> all (g.attributes)
                              or x.rolname ~ '^pg_' or x.oid in (select oid from ours)
                              or x.oid in (select oid from grp where oid <> g.oid)))`,
   },

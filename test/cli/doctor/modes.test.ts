@@ -100,7 +100,19 @@ describe.each(postgresVersions())('what setup leaves on PostgreSQL %i', (version
       ['advice', 'role_privileged', 'role analyst'],
     ]);
     expect(partly[0]?.mend.sql).toBe('alter role analyst nocreaterole;');
-    await ward.superuser.query('alter role analyst nobypassrls nocreaterole');
+    await ward.superuser.query(`
+      alter role analyst nobypassrls nocreaterole;
+      create role auditors bypassrls; grant auditors to analyst`);
+    const byMembership = await ward.examine('superuser', {
+      config: ward.config({ roles: bypass }),
+    });
+    expect(byMembership.map(({ code }) => code)).not.toContain('group_membership');
+    expect(codes(await ward.examine('superuser'))).toContainEqual([
+      'critical',
+      'group_membership',
+      'role analyst in auditors',
+    ]);
+    await ward.superuser.query('drop role auditors');
   });
 
   it('with a superuser for a role is not drowned in what superusers may do', async () => {
@@ -575,17 +587,27 @@ describe.each(postgresVersions().filter((version) => hasExtension(version, 'pg_s
     });
 
     it('is not to be believed by policies in another mode', async () => {
-      await using ward = await Ward.healthy('superuser', { version }, { session });
-      await ward.superuser.query('revoke create on schema public from public');
+      await using ward = await Ward.bare({ version });
+      await ward.superuser.query(`
+        revoke create on schema public from public; create extension pg_session_jwt`);
       await ward.setup('superuser');
+      await ward.superuser.query(`
+        create table public.notes (owner text);
+        alter table public.notes enable row level security, force row level security;
+        create policy own on public.notes using (owner = (select auth.user_id()));
+        create policy claim on public.notes using (owner = (select auth.jwt() ->> 'email'));
+        create policy ours on public.notes using (owner = (select pgjot.user_id()))`);
 
       const found = await ward.examine('superuser');
 
       const forgeable = found.filter(({ code }) => code === 'policy_forgeable');
       expect(codes(forgeable)).toEqual([
+        ['critical', 'policy_forgeable', 'policy claim on table public.notes'],
         ['critical', 'policy_forgeable', 'policy own on table public.notes'],
-        ['critical', 'policy_forgeable', 'policy shared on table public.notes'],
       ]);
+      // As in the mode of the extension nobody has to mend anything.
+      const inMode = await ward.examine('superuser', { config: config(ward) });
+      expect(inMode.map(({ code }) => code)).not.toContain('policy_forgeable');
       for (const { mend } of forgeable) await ward.superuser.query(mend.sql ?? '');
       expect(serious(await ward.examine('superuser'))).toEqual([]);
     });
