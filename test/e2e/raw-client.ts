@@ -90,7 +90,12 @@ export class RawClient implements Disposable {
       startup([['user', 'authenticated'], ['database', to.database ?? 'app'], ...parameters], code),
       passwordMessage(token),
     );
-    await client.next('Z');
+    try {
+      await client.next('Z');
+    } catch (error) {
+      client.destroy();
+      throw error;
+    }
     return client;
   }
 

@@ -45,6 +45,7 @@ const UNFIT: Record<string, readonly (readonly [string, () => unknown, RegExp])[
     ['RSA with exponent 1', () => ({ ...rsa.jwk, e: 'AQ' }), /exponent is 1, 0 or even/],
     ['RSA with exponent 1 in three bytes', () => ({ ...rsa.jwk, e: 'AAAB' }), /exponent is 1/],
     ['RSA with exponent 2', () => ({ ...rsa.jwk, e: 'Ag' }), /exponent is 1, 0 or even/],
+    ['RSA with exponent 65536', () => ({ ...rsa.jwk, e: 'AQAA' }), /exponent is 1, 0 or even/],
     ['RSA with exponent 0', () => ({ ...rsa.jwk, e: 'AA' }), /exponent is 1, 0 or even/],
     [
       'RSA with an exponent of 65 bits',
@@ -208,6 +209,21 @@ describe('D6 one kid for several keys', () => {
     const { keys } = await read([ec.jwk, { ...rsa.jwk, kid: 'ec' }, good.jwk]);
 
     expect(only(keys, 'ec', 'RS256')).toBeUndefined();
+  });
+
+  test('kids that differ in nothing but case are two', async () => {
+    const { keys, skipped } = await read([
+      { ...ec.jwk, kid: 'Key' },
+      { ...twin.jwk, kid: 'key' },
+    ]);
+
+    expect(skipped).toEqual([]);
+    expect(only(keys, 'Key', 'ES256')).not.toBe(only(keys, 'key', 'ES256'));
+    expect([only(keys, 'Key', 'ES256')?.kid, only(keys, 'key', 'ES256')?.kid]).toEqual([
+      'Key',
+      'key',
+    ]);
+    expect(only(keys, 'KEY', 'ES256')).toBeUndefined();
   });
 
   test('the same key twice is one key', async () => {

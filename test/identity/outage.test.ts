@@ -307,6 +307,24 @@ describe('keys that nobody asks for', () => {
     expect(rig.issuer.fetches).toBe(fetches);
   });
 
+  test('are refreshed for the verifier that follows when the one before it is closed', async () => {
+    await using rig = await startRig();
+    await rig.login();
+    const config = configWith({ dev: rig.issuer.provider({ roles: ['authenticated'] }) });
+    const follower = createVerifier(config, { predecessor: rig.verifier });
+    rig.verifier.close();
+    rig.issuer.rotate();
+
+    await rig.pass(151);
+
+    expect(rig.issuer.fetches).toBe(2);
+    const token = rig.issuer.mint({ sub: 'alice' }, { now: Date.now() });
+    expect((await follower.verify(token, 'u')).subject).toBe('alice');
+    expect(rig.issuer.fetches).toBe(2);
+    follower.close();
+    expect(vi.getTimerCount()).toBe(0);
+  });
+
   test('leave no timer behind', async () => {
     const before = vi.getTimerCount();
     const rig = await startRig();
