@@ -56,18 +56,13 @@ export function createGeneration(
 ): Generation {
   const { logger } = house;
   const secureContext = loadCertificate(config);
-  const pools = new Map(
-    Object.entries(config.upstreams).map(([id, upstream]) => [
+  // All that may fail comes first; then parts are made that would have to be closed again.
+  const secrets = new Map(
+    Object.entries(config.upstreams).map(([id, { secret }]) => [
       id,
-      poolFor(id, upstream, logger, predecessor),
+      readSecret(secret, `upstreams.${id}.secret`),
     ]),
   );
-  const verifier = createVerifier(config, {
-    onKeyProblem: (provider, problem) => logger.warn({ event: 'key_problem', provider, problem }),
-    predecessor: predecessor?.context.verifier,
-  });
-  verifier.warm();
-  // Last: it begins to watch a file.
   const revocations = new Revocations(
     config.revocations.file,
     predecessor?.revocations.added ?? [],
@@ -76,6 +71,16 @@ export function createGeneration(
       onProblem: (problem) => logger.error({ event: 'revocations_unreadable', problem }),
     },
   );
+  const pools = new Map(
+    [...secrets].map(([id, secret]) => [
+      id,
+      poolFor(id, config.upstreams[id] as UpstreamConfig, secret, logger, predecessor),
+    ]),
+  );
+  const verifier = createVerifier(config, {
+    onKeyProblem: (provider, problem) => logger.warn({ event: 'key_problem', provider, problem }),
+    predecessor: predecessor?.context.verifier,
+  });
 
   const context: ConnectionContext = {
     handshake: {
@@ -202,14 +207,13 @@ export class SharedPool {
 function poolFor(
   id: string,
   upstream: UpstreamConfig,
+  secret: string,
   logger: Logger,
   predecessor: Generation | undefined,
 ): SharedPool {
-  const path = `upstreams.${id}`;
-  const secret = readSecret(upstream.secret, `${path}.secret`);
   const known = predecessor?.pools.get(id);
   if (known?.secret === secret && isDeepStrictEqual(known.upstream, upstream)) return known;
-  const pool = createPool(upstream, path, {
+  const pool = createPool(upstream, `upstreams.${id}`, {
     onQuarantine(slot, error) {
       logger.error({ event: 'slot_quarantined', upstream: id, slot, ...explain(error) });
     },
