@@ -1,0 +1,149 @@
+/** The endpoint for administrators: who is heard, what is answered, and that nothing of it is left open. */
+import { connect } from 'node:net';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { once } from 'node:events';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { startAdmin, type Admin } from '../src/admin.ts';
+import { parseConfig, type ConfigInput } from '../src/config.ts';
+import { ConfigError } from '../src/errors.ts';
+
+const TOKEN = 'an-administrators-token-of-32-characters';
+
+let folder: string;
+let admin: Admin;
+const heard: unknown[] = [];
+let wrong: ConfigError | undefined;
+
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'pgjot-admin-'));
+  await writeFile(join(folder, 'token'), TOKEN);
+  admin = await startAdmin(
+    { host: '127.0.0.1', port: 0, token: { file: join(folder, 'token') } },
+    {
+      revoke: (entry) => void heard.push(entry),
+      reload() {
+        if (wrong !== undefined) throw wrong;
+        heard.push('reload');
+      },
+    },
+  );
+});
+afterAll(async () => {
+  await admin?.close();
+  await rm(folder, { recursive: true, force: true });
+});
+
+const ask = async (
+  path: string,
+  { method = 'POST', body, ...headers }: Record<string, string | undefined> = {},
+) => {
+  const response = await fetch(`http://127.0.0.1:${admin.port}${path}`, {
+    method,
+    headers: { authorization: `Bearer ${TOKEN}`, ...headers } as Record<string, string>,
+    ...(body !== undefined && { body }),
+  });
+  return { status: response.status, text: await response.text() };
+};
+
+describe('the endpoint', () => {
+  it('hears whoever has the token', async () => {
+    heard.length = 0;
+
+    expect(await ask('/revocations', { body: '{"sub":"alice"}' })).toEqual({
+      status: 204,
+      text: '',
+    });
+    expect(await ask('/reload')).toEqual({ status: 204, text: '' });
+
+    expect(heard).toEqual([{ sub: 'alice' }, 'reload']);
+  });
+
+  it.each([
+    ['no token', ''],
+    ['another', `Bearer ${TOKEN}x`],
+    ['a part of it', `Bearer ${TOKEN.slice(0, -1)}`],
+    ['another scheme', `Basic ${TOKEN}`],
+    ['two', `Bearer ${TOKEN} ${TOKEN}`],
+  ])('hears nobody with %s', async (_, authorization) => {
+    heard.length = 0;
+
+    const { status, text } = await ask('/reload', { authorization });
+
+    expect(status).toBe(401);
+    expect(text).not.toContain(TOKEN);
+    expect(heard).toEqual([]);
+  });
+
+  it.each<[string, Record<string, string>, number]>([
+    ['/', {}, 404],
+    ['/revocations/', { body: '{}' }, 404],
+    ['/constructor', {}, 404],
+    ['/reload', { method: 'GET' }, 405],
+    ['/reload', { method: 'DELETE' }, 405],
+    ['/reload', { origin: 'http://127.0.0.1' }, 403],
+    ['/revocations', { body: 'x' }, 400],
+    ['/revocations', { body: '' }, 400],
+    ['/revocations', { body: 'x'.repeat(16_385) }, 413],
+  ])('answers %s %j with %i and does nothing', async (path, request, status) => {
+    heard.length = 0;
+
+    expect((await ask(path, request)).status).toBe(status);
+    expect(heard).toEqual([]);
+  });
+
+  it('says what is wrong with a configuration', async () => {
+    wrong = new ConfigError([{ path: 'upstreams.main.host', message: 'is wrong' }]);
+
+    expect(await ask('/reload')).toEqual({
+      status: 422,
+      text: '{"problem":"upstreams.main.host: is wrong"}\n',
+    });
+    wrong = undefined;
+  });
+
+  it('closes although somebody holds a connection', async () => {
+    const other = await startAdmin(
+      { host: '127.0.0.1', port: 0 },
+      { revoke: () => {}, reload: () => {} },
+    );
+    const held = connect(other.port, '127.0.0.1');
+    await once(held, 'connect');
+    held.on('error', () => {});
+    const closed = new Promise((resolve) => held.resume().once('close', resolve));
+    held.write('POST /reload HTTP/1.1\r\n');
+
+    await other.close();
+
+    await closed;
+  });
+});
+
+describe('a configuration of it', () => {
+  const configured = (admin_: ConfigInput['admin']) =>
+    parseConfig({
+      providers: {
+        own: {
+          issuer: 'https://id.example',
+          jwksUri: 'https://id.example/k',
+          audience: 'a',
+          roles: ['r'],
+        },
+      },
+      upstreams: {
+        main: { host: 'db', database: 'd', secret: { env: 'S' }, roles: { r: { slots: 1 } } },
+      },
+      admin: admin_,
+    });
+
+  it('needs a token where the address is not loopback', () => {
+    expect(() => configured({ host: '0.0.0.0' })).toThrow(
+      'admin.token: is missing: 0.0.0.0 is not a loopback address',
+    );
+    expect(configured({ host: '0.0.0.0', token: { env: 'T' } }).admin).toMatchObject({
+      port: 9187,
+    });
+    expect(configured({}).admin).toEqual({ host: '127.0.0.1', port: 9187 });
+  });
+});
