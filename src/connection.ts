@@ -19,7 +19,7 @@ import { ProxyError } from './errors.ts';
 import type { Asking, Discovery } from './identity/authentication.ts';
 import type { VerifiedToken, Verifier } from './identity/jwt.ts';
 import type { Identity } from './identity/policy.ts';
-import { createRenewal } from './renewal.ts';
+import { createRenewal, type RenewalContext } from './renewal.ts';
 import { splice, type Outcome } from './splice/splice.ts';
 import { encodeErrorResponse, encodeNotice } from './wire/backend.ts';
 import type { Cancels } from './upstream/cancel.ts';
@@ -41,6 +41,8 @@ export interface ConnectionContext {
   discovery(asking: Asking): Discovery | undefined;
   /** Who a verified token's holder is for this startup. Throws `role_forbidden`. */
   authorize(asking: Asking, token: VerifiedToken): Identity;
+  /** What judges new tokens of sessions that are under way: the same, until the configuration is another. */
+  current(): RenewalContext;
   acquire(
     identity: Identity,
     parameters: ReadonlyMap<string, string>,
@@ -161,7 +163,7 @@ async function serveSession(
       },
       onRefusal: (error) => log.onRenewalRefused(error),
     },
-    context,
+    () => context.current(),
   );
   const session = splice(client, lease.peer, { judge });
   const clock = new SessionClock(context.sessions, identity.expiresAt, {

@@ -28,6 +28,8 @@ export interface House {
   readonly cancels: Cancels;
   /** Counts a client in while there are fewer than `limit`, and returns how to count it out again. Throws `too_many_clients`, `draining`. */
   admit(limit: number): () => void;
+  /** The generation that new connections belong to. */
+  current(): Generation;
   /** What is revoked has changed. */
   onRevocation(): void;
 }
@@ -94,6 +96,7 @@ export function createGeneration(
     loginTimeoutMs: config.limits.loginTimeoutMs,
     sessions: config.sessions,
     admit: () => house.admit(config.limits.maxClients),
+    current: () => house.current().context,
     anonymous: (asking) => decideAnonymous(config, asking),
     discovery: (asking) => chooseAuthentication(config, asking),
     authorize(asking, token) {

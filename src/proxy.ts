@@ -96,6 +96,7 @@ export function createProxy(
         clients--;
       };
     },
+    current: () => generation,
     onRevocation: () => connections.forEach(endIfObjected),
   };
   let generation: Generation = createGeneration(config, house);

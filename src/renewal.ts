@@ -47,11 +47,14 @@ const REASONS: ReadonlyMap<ErrorCode, Refusal> = new Map<ErrorCode, Refusal>([
   ['feature_unsupported', 'this session mode takes no new token: reconnect'],
 ]);
 
-/** The judge of the tokens that this session's client sends. One is judged at a time. */
-export function createRenewal(session: RenewedSession, context: RenewalContext): TokenJudge {
+/**
+ * The judge of the tokens that this session's client sends. One is judged at a time, by what is configured then: `current`
+ * is asked for each.
+ */
+export function createRenewal(session: RenewedSession, current: () => RenewalContext): TokenJudge {
   return async (token) => {
     try {
-      session.onRenewal(await renew(token, session, context));
+      session.onRenewal(await renew(token, session, current()));
       return undefined;
     } catch (thrown) {
       const error = ProxyError.from(thrown);

@@ -106,6 +106,7 @@ async function arrive(change: (house: House) => void = () => {}) {
       events.push('admit');
       return () => events.push('leave');
     },
+    current: () => house,
     anonymous: () => undefined,
     discovery: () => undefined,
     authorize: ({ user }) => {

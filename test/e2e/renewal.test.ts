@@ -432,6 +432,24 @@ describe('a reload', () => {
     expect(await alice.failure).toMatchObject({ code: '57P01' });
   });
 
+  it('is what new tokens of old sessions are judged by', async () => {
+    await using stack = await startStack();
+    const alice = await signIn(stack, 'alice');
+    const { providers } = stack.config;
+    const test = providers['test'] as NonNullable<(typeof providers)[string]>;
+
+    stack.proxy.reload(
+      parseConfig({ ...stack.config, providers: { test: { ...test, requiredClaims: ['amr'] } } }),
+    );
+
+    const without = await stack.token('alice');
+    await expect(alice.query(`set pgjot.token = '${without}'`)).rejects.toMatchObject({
+      code: '28P01',
+    });
+    await alice.query(`set pgjot.token = '${await stack.token('alice', { amr: ['mfa'] })}'`);
+    expect(await one(alice, "select auth.session() -> 'amr'")).toEqual(['mfa']);
+  });
+
   it('keeps sessions and slots of what stays, takes new limits, and refuses what is wrong', async () => {
     await using stack = await startStack({ slots: 2 });
     const first = await signIn(stack, 'alice');
