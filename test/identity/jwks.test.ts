@@ -86,6 +86,34 @@ describe('D1 unknown kids and outages', () => {
     expect(rig.issuer.fetches).toBe(1);
   });
 
+  test('a kid that was asked for twice in vain waits for a minute, after an outage too', async () => {
+    await using rig = await startRig();
+    await rig.knows();
+    rig.issuer.breakDown({ kind: 'drop' });
+    rig.clock.ms += 150_000;
+    await rig.keySet.current();
+    await eventually(() => expect(rig.problems).toHaveLength(1));
+    rig.issuer.breakDown(undefined);
+    rig.clock.ms += 60_000;
+    const fetchesBy = async (kid: string) => {
+      const before = rig.issuer.fetches;
+      expect(await rig.knows(kid)).toBe(false);
+      return rig.issuer.fetches - before;
+    };
+    await rig.keySet.current();
+    await rig.issuer.fetched(3);
+    await eventually(async () => expect(await fetchesBy('old')).toBe(1));
+
+    const fetches: number[] = [];
+    for (let half = 0; half < 4; half += 1) {
+      rig.clock.ms += 30_000;
+      fetches.push(await fetchesBy('old'));
+    }
+
+    // The first is beyond the ration. The second was in vain, so the third is not allowed and the fourth is.
+    expect(fetches).toEqual([0, 1, 0, 1]);
+  });
+
   test('one more fetch is allowed when the cooldown is over', async () => {
     await using rig = await startRig();
     await rig.knows();
@@ -487,6 +515,29 @@ test('D8 a known key serves an hour after its freshness ran out, and then no lon
   rig.issuer.breakDown(undefined);
   rig.clock.ms += 60_000;
   expect(await rig.knows()).toBe(true);
+});
+
+test('D8 the time that an answer takes to arrive counts as part of its age', async () => {
+  await using issuer = await startIssuer({ algorithms: ['ES256'] });
+  const jwksUri = issuer.jwksUri.replace('127.0.0.1', 'localhost');
+  const config = configWith({ dev: issuer.provider({ roles: ['authenticated'], jwksUri }) });
+  let now = 0;
+  const lookup: LookupFunction = (_, __, callback) => {
+    now += 100_000;
+    callback(null, [{ address: '127.0.0.1', family: 4 }]);
+  };
+  const options = { lookup, monotonicNow: () => now };
+  const keySet = new KeySet('dev', config.providers['dev']!, config.jwks, options);
+  await keySet.current();
+  issuer.breakDown({ kind: 'drop' });
+
+  now = 300_000 + 3_600_000 - 100_001;
+  await keySet.current();
+  await issuer.fetched(2);
+  now = 300_000 + 3_600_000;
+
+  expect((await refusalOf(keySet.current())).code).toBe('keys_unavailable');
+  keySet.close();
 });
 
 test('D8 a withdrawn key is gone after one refresh', async () => {
