@@ -122,7 +122,9 @@ export function createGeneration(
       // Logins that are under way still ask it; by then they are over.
       const wait = successor === undefined ? 0 : config.limits.loginTimeoutMs;
       const closing = new Promise<void>((resolve) => {
-        setTimeout(() => resolve(verifier.close()), wait).unref();
+        const timer = setTimeout(() => resolve(verifier.close()), wait);
+        // It must not hold the process up; but where it is waited for, the process must not end before (exit status 13).
+        if (successor !== undefined) timer.unref();
       });
       const kept = new Set(successor?.pools.values());
       const left = [...pools.values()].filter((pool) => !kept.has(pool));
