@@ -29,6 +29,9 @@ export interface FoundKeys {
   readonly candidates: readonly PublishedKey[];
 }
 
+// setTimeout() takes a longer delay for 1 ms, and the timer would be armed a thousand times a second.
+const LONGEST_TIMEOUT_MS = 2 ** 31 - 1;
+
 /**
  * The keys of one provider.
  *
@@ -220,7 +223,8 @@ export class KeySet {
     clearTimeout(this.#timer);
     if (this.#holders === 0 || !this.#source.remote) return;
     const dueAt = Math.max(this.#refreshAt, this.#ration.nextAt);
-    this.#timer = setTimeout(() => this.#onTimer(), Math.max(dueAt - this.#now(), 1));
+    const delay = Math.min(Math.max(dueAt - this.#now(), 1), LONGEST_TIMEOUT_MS);
+    this.#timer = setTimeout(() => this.#onTimer(), delay);
     this.#timer.unref();
   }
 

@@ -325,6 +325,19 @@ describe('keys that nobody asks for', () => {
     expect(vi.getTimerCount()).toBe(0);
   });
 
+  test('are waited for no longer than a timer can wait, whatever is configured', async () => {
+    await using rig = await startRig({ retryMs: 2 ** 31 - 1, maxRetryMs: 2 ** 31 - 1 });
+    const timers = vi.spyOn(globalThis, 'setTimeout');
+    rig.issuer.breakDown({ kind: 'drop' });
+    await rig.login();
+    await rig.pass(2);
+
+    const delays = timers.mock.calls.map(([, delay = 0]) => delay);
+    timers.mockRestore();
+    expect(delays).toContain(2 ** 31 - 1);
+    expect(Math.max(...delays)).toBe(2 ** 31 - 1);
+  });
+
   test('leave no timer behind', async () => {
     const before = vi.getTimerCount();
     const rig = await startRig();
