@@ -429,24 +429,32 @@ describe('pgjot start', () => {
     60_000,
   );
 
-  it('goes on serving after SIGHUP, and logs that only a restart reloads', async () => {
+  it('reads its configuration again after SIGHUP and when the file changes, and goes on serving', async () => {
     await writeConfig();
     await runCli(['setup', 'main'], options);
     const { child, port } = await startProxy();
     const client = await login(port);
 
-    const logged = printed(child, /"reload_unsupported".*\n/);
+    const reloaded = printed(child, /"reloaded".*\n/);
     child.kill('SIGHUP');
-    const line = (await logged).split('\n').find((one) => one.includes('reload_unsupported'));
+    const line = (await reloaded).split('\n').find((one) => one.includes('"reloaded"'));
+    const failed = printed(child, /"reload_failed".*\n/);
+    await writeFile(join(folder, 'proxy.config.json'), '{ "listen": 1 }');
+    const problems = (await failed).split('\n').find((one) => one.includes('reload_failed'));
     const { rows } = await client.query('select 1 as one');
     const newcomer = await login(port);
     await newcomer.end();
     await client.end();
 
     expect(JSON.parse(line ?? '')).toMatchObject({
-      level: 40,
-      event: 'reload_unsupported',
-      advice: expect.stringContaining('restart') as string,
+      level: 30,
+      event: 'reloaded',
+      needsRestart: [],
+    });
+    expect(JSON.parse(problems ?? '')).toMatchObject({
+      level: 50,
+      event: 'reload_failed',
+      problems: expect.arrayContaining([expect.objectContaining({ path: 'listen' })]) as unknown,
     });
     expect(rows).toEqual([{ one: 1 }]);
   }, 60_000);
