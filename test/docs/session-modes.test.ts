@@ -245,7 +245,7 @@ describe('the identity key', () => {
       'select session_user::text as slot, inet_client_port() as port',
     );
     const now = Date.now();
-    const about = { ...rows[0], iat: now, exp: now + 60_000, claims: { sub: 'alice' } };
+    const about = { db: 'app', ...rows[0], iat: now, exp: now + 60_000, claims: { sub: 'alice' } };
     const signed = Buffer.from(JSON.stringify(about)).toString('base64');
     const sign = (key: Buffer) => createHmac('sha256', key).update(signed).digest('base64');
     const becoming = async (key: Buffer) => {
