@@ -7,5 +7,7 @@ export default defineConfig({
     globalSetup: 'test/support/global-setup.ts',
     testTimeout: 20_000,
     hookTimeout: 60_000,
+    // These files mostly wait for PostgreSQL and for clocks; vitest would use one of two cores.
+    maxWorkers: 2,
   },
 });

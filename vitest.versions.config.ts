@@ -15,7 +15,5 @@ export default defineConfig({
       'test/upstream/lookup.test.ts',
     ],
     provide: { versions: 'all' },
-    // These files mostly wait for PostgreSQL, which has processes of its own.
-    maxWorkers: 2,
   },
 });
