@@ -13,7 +13,7 @@ import { asSuperuser, lacks, rejection, settingsFor, useStack, type Stack } from
 
 const EXPIRED = 'terminating connection because the token expired';
 const HINT = 'Reconnect with a fresh token.';
-const LIFETIME_MS = 2_000;
+const LIFETIME_MS = 1_200;
 const AT_ONCE = { provider: { clockToleranceMs: 0 } };
 
 const withoutPsql = lacksCommands('what psql says of an expired token', 'psql');
@@ -21,7 +21,7 @@ const withoutPostgresJs = lacks('what postgres.js says of an expired token', 'po
 
 let users = 0;
 
-/** A user of whom nobody has heard before, with a token for two seconds, until `expiresAt` in ms since the epoch. */
+/** A user of whom nobody has heard before, with a token for a little more than a second, until `expiresAt` in ms since the epoch. */
 async function briefly(
   stack: Stack,
 ): Promise<{ sub: string; password: string; expiresAt: number }> {
