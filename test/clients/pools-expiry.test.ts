@@ -76,12 +76,12 @@ function expectRenewed(heard: readonly Who[], sub: string): void {
   expect(new Set(heard.map(({ pid }) => pid)).size).toBeGreaterThan(WORKERS);
 }
 
-const both = { concurrent: true } as const;
+const TOGETHER = { concurrent: true } as const;
 
 describe('a pool', () => {
   const stack = useStack({ provider: { clockToleranceMs: 0 } });
 
-  it('of node-postgres with maxLifetimeSeconds fails no statement', both, async () => {
+  it('of node-postgres with maxLifetimeSeconds fails no statement', TOGETHER, async () => {
     const pool = new pg.Pool({
       ...shortSettings(stack(), 'npg', WORKERS),
       maxLifetimeSeconds: LIFETIME_S,
@@ -97,7 +97,7 @@ describe('a pool', () => {
     expect(await endings(stack(), 'npg')).toEqual(['client']);
   });
 
-  it('of node-postgres forgets an idle client whose token expired', both, async () => {
+  it('of node-postgres forgets an idle client whose token expired', TOGETHER, async () => {
     const pool = new pg.Pool(shortSettings(stack(), 'idler', 1));
     const errors: Error[] = [];
     pool.on('error', (error) => errors.push(error));
@@ -112,7 +112,7 @@ describe('a pool', () => {
     expect(after.rows[0]?.pid).not.toBe(before.rows[0]?.pid);
   });
 
-  it('of node-postgres that renews at checkout keeps its connection', both, async () => {
+  it('of node-postgres that renews at checkout keeps its connection', TOGETHER, async () => {
     const pool = new pg.Pool(shortSettings(stack(), 'renewer', 1));
     pool.on('error', () => {});
     const lend = async <T>(work: (client: pg.PoolClient) => Promise<T>): Promise<T> => {
@@ -134,21 +134,25 @@ describe('a pool', () => {
     expect(await endings(stack(), 'renewer')).toEqual(['client']);
   });
 
-  it.skipIf(withoutPostgresJs)('of postgres.js with max_lifetime fails none', both, async () => {
-    const { default: connect } = await import('postgres');
-    const { user, ...settings } = shortSettings(stack(), 'pjs', WORKERS);
-    const sql = connect({ ...settings, username: user, max_lifetime: LIFETIME_S });
+  it.skipIf(withoutPostgresJs)(
+    'of postgres.js with max_lifetime fails none',
+    TOGETHER,
+    async () => {
+      const { default: connect } = await import('postgres');
+      const { user, ...settings } = shortSettings(stack(), 'pjs', WORKERS);
+      const sql = connect({ ...settings, username: user, max_lifetime: LIFETIME_S });
 
-    const heard = await keepAsking(async () => (await sql.unsafe<Who[]>(WHO))[0] as Who);
-    await sql.end();
+      const heard = await keepAsking(async () => (await sql.unsafe<Who[]>(WHO))[0] as Who);
+      await sql.end();
 
-    expectRenewed(heard, 'pjs');
-    expect(await endings(stack(), 'pjs')).toEqual(['client']);
-  });
+      expectRenewed(heard, 'pjs');
+      expect(await endings(stack(), 'pjs')).toEqual(['client']);
+    },
+  );
 
   it.skipIf(withoutPostgresJs)(
     'of postgres.js signs in again after an idle one',
-    both,
+    TOGETHER,
     async () => {
       const { default: connect } = await import('postgres');
       const { user, ...settings } = shortSettings(stack(), 'pjs-idler', 1);
