@@ -120,9 +120,14 @@ export class Screen implements ByteTaker {
     const dropped = Math.min(this.#dropLeft, given.length);
     this.#dropLeft -= dropped;
     const bytes = dropped > 0 ? given.subarray(dropped) : given;
+    if (bytes.length === 0) return true;
     const end = this.#scan(bytes);
+    if (end === bytes.length) {
+      this.#held = EMPTY;
+      return this.#next.take(bytes);
+    }
     // By reference where it passes; what stays is copied, because its buffer will be used again.
-    this.#held = end === bytes.length ? EMPTY : Buffer.from(bytes.subarray(end));
+    this.#held = Buffer.from(bytes.subarray(end));
     const goesOn = end === 0 || this.#next.take(bytes.subarray(0, end));
     return this.#startJudging() ? false : goesOn;
   }
@@ -141,6 +146,7 @@ export class Screen implements ByteTaker {
       const type = bytes[at];
       if (
         (type === FRONTEND.Query || type === FRONTEND.Parse) &&
+        !isPlain(bytes, at) &&
         verdictOn(bytes.subarray(at, at + 1 + length), length) !== 'pass'
       ) {
         break;
@@ -178,6 +184,14 @@ export class Screen implements ByteTaker {
     if (this.#afterwards !== undefined && !this.#judging) this.end(this.#afterwards);
     else if (goesOn && restGoesOn) this.#resume();
   }
+}
+
+/** Whether the first bytes of a Query, or of a Parse without a name, tell already that it is not about the token. */
+function isPlain(bytes: Buffer, at: number): boolean {
+  const start = at + HEADER_BYTES + (bytes[at] === FRONTEND.Query ? 0 : 1);
+  if (start + 1 >= bytes.length) return false;
+  if (bytes[at] === FRONTEND.Parse && bytes[start - 1] !== 0) return false;
+  return !mayBegin(bytes[start] as number, bytes[start + 1]);
 }
 
 /** Whether a Query or Parse frame, of which the beginning is here, is about the token. Most are told by one byte. */
