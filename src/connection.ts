@@ -138,8 +138,9 @@ async function identify(
   const { token, refuse } = await askForToken(client, question, login.signal);
   login.watch(client.stream);
   try {
-    const verified = await login.bound(context.verifier.verify(token, user));
-    return context.authorize(asking, verified);
+    // By what is configured now: a client may have been at its password prompt when that was another.
+    const now = context.current();
+    return now.authorize(asking, await login.bound(now.verifier.verify(token, user)));
   } catch (error) {
     return await refuse(error);
   }

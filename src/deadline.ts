@@ -84,6 +84,7 @@ export class SessionClock {
   readonly #startedAt = Date.now();
   readonly #lifetime: Alarm | undefined;
   #ofToken: Alarm[] = [];
+  #over = false;
 
   constructor(rules: Config['sessions'], expiresAt: number, alarms: SessionAlarms) {
     this.#rules = rules;
@@ -98,6 +99,8 @@ export class SessionClock {
 
   /** The token at hand now expires at `expiresAt`, in ms since the epoch. */
   renew(expiresAt: number): void {
+    // A renewal may be answered when its session is gone; nobody would cancel its alarms.
+    if (this.#over) return;
     for (const alarm of this.#ofToken) alarm.cancel();
     this.#ofToken = [];
     const { onTokenExpiry, graceMs, noticeMs } = this.#rules;
@@ -114,6 +117,7 @@ export class SessionClock {
   }
 
   cancel(): void {
+    this.#over = true;
     for (const alarm of this.#ofToken) alarm.cancel();
     this.#lifetime?.cancel();
   }

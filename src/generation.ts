@@ -106,8 +106,12 @@ export function createGeneration(
       }
       return decide(config, asking, token);
     },
-    acquire: (identity, parameters, signal) =>
-      (pools.get(identity.upstream) as SharedPool).acquire(identity, parameters, signal),
+    acquire(identity, parameters, signal) {
+      // Of the generation that has judged the identity, or one that is newer still.
+      const pool = house.current().pools.get(identity.upstream);
+      if (pool === undefined) throw new ProxyError('role_forbidden', { role: identity.role });
+      return pool.acquire(identity, parameters, signal);
+    },
   };
 
   return {
@@ -116,7 +120,9 @@ export function createGeneration(
     revocations,
     pools,
     objection: (identity) =>
-      revocations.covers(identity) ? 'revoked' : (missing(config, identity) ?? undefined),
+      identity.provider !== undefined && revocations.covers(identity)
+        ? 'revoked'
+        : (missing(config, identity) ?? undefined),
     async retire(successor) {
       revocations.close();
       // Logins that are under way still ask it; by then they are over.

@@ -13,6 +13,7 @@ import {
   type ConnectionLog,
   type Finish,
 } from '../src/connection.ts';
+import { SessionClock } from '../src/deadline.ts';
 import { ProxyError } from '../src/errors.ts';
 import type { Identity } from '../src/identity/policy.ts';
 import type { Outcome } from '../src/splice/splice.ts';
@@ -611,4 +612,21 @@ describe('a CancelRequest', () => {
 
     expect(server.backends).toHaveLength(1);
   });
+});
+
+test('a renewal that is answered when its session is gone leaves no alarm behind', () => {
+  const rules = {
+    onTokenExpiry: 'drain',
+    graceMs: 0,
+    noticeMs: 1_000,
+    maxLifetimeMs: 60_000,
+    drainTimeoutMs: 0,
+  } as const;
+  const timers = process.getActiveResourcesInfo().filter((one) => one === 'Timeout').length;
+  const clock = new SessionClock(rules, Date.now() + 60_000, { onNotice() {}, onEnd() {} });
+
+  clock.cancel();
+  clock.renew(Date.now() + 3_600_000);
+
+  expect(process.getActiveResourcesInfo().filter((one) => one === 'Timeout')).toHaveLength(timers);
 });

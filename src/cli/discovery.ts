@@ -6,12 +6,14 @@
  *
  * https://openid.net/specs/openid-connect-discovery-1_0.html#ProviderConfig
  */
+import { isIP } from 'node:net';
 import type { JwksConfig, ProviderConfig } from '../config.ts';
 import { ALGORITHMS } from '../config-provider.ts';
 import { isSafeUri } from '../config-rules.ts';
 import { printable } from '../errors.ts';
 import { download } from '../identity/download.ts';
 import { CommandError } from './failure.ts';
+import { reachOf } from '../identity/address.ts';
 
 /** What an issuer says about itself. */
 export interface Discovered {
@@ -73,7 +75,17 @@ function read(text: string, issuer: string, uri: string): Discovered {
   if (typeof jwksUri !== 'string' || !URL.canParse(jwksUri) || !isSafeUri(jwksUri)) {
     throw wrong('jwks_uri is missing or not an https URL');
   }
+  // What the configuration names may be anywhere; this is what a stranger's document names.
+  if (new URL(jwksUri).hostname !== new URL(issuer).hostname && isInside(jwksUri)) {
+    throw wrong("jwks_uri has a private address, which is not the issuer's own");
+  }
   const listed = said['id_token_signing_alg_values_supported'];
   const supported: readonly unknown[] = Array.isArray(listed) ? listed : [];
   return { jwksUri, algorithms: ALGORITHMS.filter((alg) => supported.includes(alg)) };
+}
+
+/** Whether the host is an address, or the name, of this machine or a private network. */
+function isInside(uri: string): boolean {
+  const host = new URL(uri).hostname.replaceAll(/^\[|\]$/g, '');
+  return host === 'localhost' || (isIP(host) !== 0 && reachOf(host) !== 'public');
 }

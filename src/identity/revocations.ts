@@ -143,7 +143,9 @@ class RevocationIndex {
   covers({ issuer, subject, claims }: Revocable): boolean {
     const { jti, iat } = claims;
     const about = [
-      ...(typeof jti === 'string' ? (this.#byToken.get(jti) ?? []) : []),
+      ...(typeof jti === 'string' || typeof jti === 'number'
+        ? (this.#byToken.get(String(jti)) ?? [])
+        : []),
       ...(subject === undefined ? [] : (this.#bySubject.get(subject) ?? [])),
       ...this.#others,
     ];

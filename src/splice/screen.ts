@@ -45,14 +45,16 @@ const MAX_NAME_BYTES = 256;
 const MAX_FRAME_BYTES = 65_536 + PREFIX_BYTES;
 
 // White space and comments. No part of it can be read in two ways, or a client could have us try them all.
-const GAP = String.raw`(?:\s|--[^\n]*\n|/\*(?:[^*]|\*(?!/))*\*/)`;
+// A line ends at either of its characters, as it does for PostgreSQL.
+const GAP = String.raw`(?:\s|--[^\n\r]*[\n\r]|/\*(?:[^*]|\*(?!/))*\*/)`;
 const NAME = String.raw`"?pgjot"?${GAP}*\.${GAP}*"?token"?`;
 const ABOUT_TOKEN = new RegExp(
-  String.raw`^${GAP}*set${GAP}+(?:(?:session|local)${GAP}+)?${NAME}(?![\w$])`,
+  // An empty statement before it, and the end of a comment that held another: refused, but not passed on.
+  String.raw`^(?:${GAP}|;|\*/)*set${GAP}+(?:(?:session|local)${GAP}+)?${NAME}(?![\w$])`,
   'i',
 );
 const WITH_TOKEN = new RegExp(
-  String.raw`^${GAP}*set${GAP}+(?:session${GAP}+)?${NAME}(?:${GAP}*=${GAP}*|${GAP}+to${GAP}+)'([\w.-]*)'${GAP}*;?${GAP}*$`,
+  String.raw`^${GAP}*set${GAP}+(?:session${GAP}+)?${NAME}(?:${GAP}*=${GAP}*|${GAP}+to${GAP}+)'([\w.-]*)'${GAP}*(?:;${GAP}*)?$`,
   'i',
 );
 
@@ -215,10 +217,16 @@ function textStart(frame: Buffer): number | undefined {
   return nul === -1 || nul - HEADER_BYTES > MAX_NAME_BYTES ? undefined : nul + 1;
 }
 
-/** Whether a statement that begins so may be SET: `se`, white space, or a comment. */
+/** Whether a statement that begins so may be SET: `se`, white space, a semicolon, or a comment. */
 function mayBegin(first: number, second: number | undefined): boolean {
   if (first === 0x53 || first === 0x73) return second === undefined || (second | 0x20) === 0x65;
-  return first === 0x20 || first === 0x2d || first === 0x2f || (first >= 0x09 && first <= 0x0d);
+  return (
+    first === 0x20 ||
+    first === 0x3b ||
+    first === 0x2d ||
+    first === 0x2f ||
+    (first >= 0x09 && first <= 0x0d)
+  );
 }
 
 function endAtNul(text: string): string {

@@ -210,13 +210,14 @@ describe('a token that expires', () => {
   });
 
   it('is announced by a NOTICE, once, while the client is idle or reads a result', async () => {
-    await using stack = await policy({ noticeMs: 1_500 });
-    const client = await signIn(stack, 'alice', {}, 2);
+    await using stack = await policy({ noticeMs: 1_000 });
+    // Of two to three seconds, since tokens expire at whole ones: the NOTICE comes while the query runs.
+    const client = await signIn(stack, 'alice', {}, 3);
     const notices: unknown[] = [];
     client.on('notice', ({ severity, message, hint }) => notices.push({ severity, message, hint }));
-    const rows = client.query('select i, pg_sleep(0.01) from generate_series(1, 80) i');
+    const rows = client.query('select i, pg_sleep(0.01) from generate_series(1, 250) i');
 
-    expect((await rows).rows).toHaveLength(80);
+    expect((await rows).rows).toHaveLength(250);
     expect(notices).toEqual([
       {
         severity: 'NOTICE',
@@ -314,6 +315,20 @@ describe('a revocation', () => {
         () => false,
       ),
     );
+  });
+
+  it('of all tokens that were issued before is none of nobody', async () => {
+    await using other = await startStack({
+      roles: { anonymous: { slots: 1 } },
+      anonymous: { enabled: true },
+    });
+    other.proxy.revoke({ issuedBefore: Date.now() / 1000 + 60 });
+    const nobody = new pg.Client({ ...other.as('x'), user: 'anonymous', password: '' });
+    await nobody.connect();
+
+    expect(await one(nobody, 'select auth.user_id()')).toBe(null);
+    await nobody.end();
+    await expect(signIn(other, 'alice')).rejects.toMatchObject({ code: '28P01' });
   });
 
   it('by an administrator holds at once, and for as long as the process', async () => {
@@ -448,6 +463,27 @@ describe('a reload', () => {
     });
     await alice.query(`set pgjot.token = '${await stack.token('alice', { amr: ['mfa'] })}'`);
     expect(await one(alice, "select auth.session() -> 'amr'")).toEqual(['mfa']);
+  });
+
+  it('is what a client is judged by that was at its password prompt', async () => {
+    await using stack = await startStack();
+    const { providers } = stack.config;
+    const test = providers['test'] as NonNullable<(typeof providers)[string]>;
+    const token = await stack.token('alice');
+    const client = new pg.Client({
+      ...stack.as('alice'),
+      password() {
+        stack.proxy.reload(
+          parseConfig({
+            ...stack.config,
+            providers: { test: { ...test, requiredClaims: ['amr'] } },
+          }),
+        );
+        return token;
+      },
+    });
+
+    await expect(client.connect()).rejects.toMatchObject({ code: '28P01' });
   });
 
   it('keeps sessions and slots of what stays, takes new limits, and refuses what is wrong', async () => {

@@ -74,6 +74,7 @@ describe('a statement that sets the token', () => {
     `SET pgjot.token = '${TOKEN}'`,
     `set pgjot.token to '${TOKEN}';`,
     `SET SESSION "pgjot"."token"='${TOKEN}' ; `,
+    `-- x\rset pgjot.token = '${TOKEN}'`,
     `\n\t /* by app:x */ -- why\nSeT/**/PgJot . Token\r\n=\n'${TOKEN}' -- done\n`,
   ])('is replaced, and the token judged: %j', async (sql) => {
     const rig = new Rig();
@@ -153,14 +154,22 @@ describe('a statement that sets the token', () => {
     [`SET pgjot.token/**/= $1`, undefined],
     ['SET pgjot.token TO DEFAULT', undefined],
     ['set pgjot.token', undefined],
-  ])('is refused where it is not like this: %s', async (sql, judged) => {
+    [`;set pgjot.token = '${TOKEN}'`, undefined],
+    [`/* /* */ */ set pgjot.token = '${TOKEN}'`, undefined],
+    [`set pgjot.token = '${TOKEN}'${' '.repeat(64_000)}x`, undefined],
+    [`set pgjot.token = '${TOKEN}'${'/**/'.repeat(16_000)}x`, undefined],
+    [`set pgjot.token${' '.repeat(64_000)}x`, undefined],
+  ])('is refused at once where it is not like this: %.60s', async (sql, judged) => {
     const rig = new Rig(async () => 'it has expired');
+    const startedAt = performance.now();
 
     const passed = textOf(await rig.send(query(sql)));
 
     expect(rig.tokens).toEqual(judged === undefined ? [] : [judged]);
     expect(passed).toContain(judged === undefined ? 'must be SET pgjot.token =' : 'it has expired');
     expect(passed).not.toContain('eyJ');
+    // One frame must not hold everybody up: each byte of it can be read in one way only.
+    expect(performance.now() - startedAt).toBeLessThan(500);
   });
 
   test.each(REFUSALS)('fails upstream with the reason when it was refused: %s', async (refusal) => {
@@ -205,6 +214,7 @@ describe('everything else', () => {
     'set session authorization default',
     'reset pgjot.token',
     'show pgjot.token',
+    "--a\rinsert into t values (1);\nset pgjot.token = ''",
     's',
     'se',
     'set',
