@@ -5,6 +5,7 @@
  */
 import { randomUUID } from 'node:crypto';
 import type { ConnectionLog, Finish } from './connection.ts';
+import type { Asking } from './identity/authentication.ts';
 import type { Identity } from './identity/policy.ts';
 import { describeClient, explain, type Logger } from './log.ts';
 
@@ -12,8 +13,8 @@ import { describeClient, explain, type Logger } from './log.ts';
 export interface ConnectionKeeper {
   /** How to end the connection has changed. */
   onFinishable(finish: Finish): void;
-  /** The connection is a session of this identity from now on. */
-  onSession(identity: Identity): void;
+  /** Who asked for this is known to be this identity; for a session, whose it is from now on. */
+  onIdentity(asking: Asking, identity: Identity): void;
 }
 
 /** The log of a connection from `address`. */
@@ -36,8 +37,9 @@ export function createConnectionLog(
     onStartup: ({ user, database }) => {
       who = describeClient(user, database);
     },
-    onIdentity: (verified) => {
+    onIdentity: (asked, verified) => {
       identity = verified;
+      keeper.onIdentity(asked, verified);
     },
     onWelcome: ({ slot, cancelTarget: { processId: backendPid } }, finish) => {
       welcomedAt = performance.now();
@@ -50,12 +52,11 @@ export function createConnectionLog(
         durationMs: elapsed(arrived),
       });
       keeper.onFinishable(finish);
-      if (identity !== undefined) keeper.onSession(identity);
     },
-    onRenewal: (renewed) => {
+    onRenewal: (asked, renewed) => {
       identity = renewed;
       logger.info({ event: 'token_renewed', ...line() });
-      keeper.onSession(renewed);
+      keeper.onIdentity(asked, renewed);
     },
     onRenewalRefused: (error) => {
       logger[error.spec.log]({ event: 'token_refused', ...line(), ...explain(error) });

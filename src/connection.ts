@@ -50,7 +50,10 @@ export interface ConnectionContext {
   ): Promise<Lease>;
 }
 
-/** Ends a connection with `error`: a login at once, a session when it is idle or `graceMs` are over. */
+/**
+ * Ends a connection: a login at once, a session when it is idle or `graceMs` are over. `error` is `shutdown`, or the objection
+ * to who it is: then its identity is taken off first.
+ */
 export type Finish = (error: ProxyError, graceMs: number) => void;
 
 /** Told what happens; never shown the token. */
@@ -59,9 +62,10 @@ export interface ConnectionLog {
   readonly session: string;
   onArrival(finish: Finish): void;
   onStartup(startup: Startup): void;
-  onIdentity(identity: Identity): void;
+  /** From now on until the end, whatever is said against it must be told to `finish`. */
+  onIdentity(asking: Asking, identity: Identity): void;
   onWelcome(lease: Lease, finish: Finish): void;
-  onRenewal(identity: Identity): void;
+  onRenewal(asking: Asking, identity: Identity): void;
   onRenewalRefused(error: ProxyError): void;
   onRefusal(error: ProxyError): void;
   onEnd(outcome: Outcome): void;
@@ -79,7 +83,7 @@ export async function serve(
   let countOut: (() => void) | undefined;
   let released: Promise<unknown> | undefined;
   let outcome: Outcome | undefined;
-  log.onArrival(() => login.abandon());
+  log.onArrival((error) => login.abandon(error));
   try {
     const startup = await handshake(client, context.handshake, login.signal);
     if (startup.kind === 'cancel') return await login.bound(context.cancels.forward(startup));
@@ -89,7 +93,7 @@ export async function serve(
     const { user, database } = startup;
     const asking = { user, database, sni: sniOf(client) };
     const identity = await identify(client, asking, context, login);
-    log.onIdentity(identity);
+    log.onIdentity(asking, identity);
     const expiresAt = believedUntil(identity.expiresAt, context.sessions);
     const lease = await context.acquire(
       { ...identity, expiresAt },
@@ -98,6 +102,8 @@ export async function serve(
     );
     const cancelKey = context.cancels.register(lease.cancelTarget, startup.minor);
     try {
+      // It may have been revoked, or the house be closing, since it was authorized.
+      login.signal.throwIfAborted();
       await login.bound(welcome(client, { greeting: lease.greeting, cancelKey }));
       login.over();
       outcome = await serveSession(client, { asking, identity, lease }, context, log);
@@ -153,32 +159,41 @@ async function serveSession(
   context: ConnectionContext,
   log: ConnectionLog,
 ): Promise<Outcome> {
+  let ending: ProxyError | undefined;
   const judge = createRenewal(
     {
       asking,
       identity,
       bind: lease.renew,
+      ending: () => ending,
+      believedUntil: (expiresAt) => clock.believedUntil(expiresAt),
       onRenewal(renewed) {
         clock.renew(renewed.expiresAt);
-        log.onRenewal(renewed);
+        log.onRenewal(asking, renewed);
       },
       onRefusal: (error) => log.onRenewalRefused(error),
     },
     () => context.current(),
   );
   const session = splice(client, lease.peer, { judge });
+  const finish: Finish = (error, graceMs) => {
+    ending ??= error;
+    session.finish(error, graceMs);
+  };
   const clock = new SessionClock(context.sessions, identity.expiresAt, {
     onNotice: (leftMs) => session.say(expiryNotice(leftMs)),
-    onEnd: (error, graceMs) => session.finish(error, graceMs),
+    onEnd: finish,
   });
   try {
     log.onWelcome(lease, (error, graceMs) => {
+      if (error.code === 'shutdown') return finish(error, graceMs);
       // Nothing more is to be read or written as somebody who may no longer be anybody.
-      if (ProxyError.is(error, 'session_revoked')) void lease.disown();
-      session.finish(error, graceMs);
+      void lease.disown();
+      finish(new ProxyError('session_revoked', { cause: error.cause }), graceMs);
     });
     return await session.done;
   } finally {
+    ending ??= new ProxyError('client_lost');
     clock.cancel();
   }
 }

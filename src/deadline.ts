@@ -54,9 +54,13 @@ export class LoginDeadline {
     });
   }
 
-  /** The proxy is shutting down. Not a matter for the socket: TLS lies over it, and must hear of the end first. */
-  abandon(): void {
-    this.#abort.abort(new ProxyError('draining', { silent: !this.#audible }));
+  /**
+   * The proxy is shutting down, or objects to who it is. Not a matter for the socket: TLS lies over it, and must hear of the
+   * end first.
+   */
+  abandon(error: ProxyError): void {
+    const isShutdown = error.code === 'shutdown';
+    this.#abort.abort(isShutdown ? new ProxyError('draining', { silent: !this.#audible }) : error);
   }
 
   over(): void {
@@ -116,6 +120,11 @@ export class SessionClock {
     this.#ofToken.push(at(expiresAt - noticeMs, notice));
   }
 
+  /** Until when SQL may believe a token that expires at `expiresAt`, by the rules that this session began with. */
+  believedUntil(expiresAt: number): number {
+    return believedUntil(expiresAt, this.#rules, this.#startedAt);
+  }
+
   cancel(): void {
     this.#over = true;
     for (const alarm of this.#ofToken) alarm.cancel();
@@ -124,13 +133,17 @@ export class SessionClock {
 }
 
 /** Until when SQL may believe an identity: for as long as a session with this token can still be running a statement. */
-export function believedUntil(expiresAt: number, rules: Config['sessions']): number {
+export function believedUntil(
+  expiresAt: number,
+  rules: Config['sessions'],
+  startedAt = Date.now(),
+): number {
   const { onTokenExpiry, graceMs, maxLifetimeMs } = rules;
   const byToken =
     onTokenExpiry === 'ignore'
       ? END_OF_TIME
       : expiresAt + (onTokenExpiry === 'drain' ? graceMs : 0);
-  const byLifetime = maxLifetimeMs > 0 ? Date.now() + maxLifetimeMs + graceMs : END_OF_TIME;
+  const byLifetime = maxLifetimeMs > 0 ? startedAt + maxLifetimeMs + graceMs : END_OF_TIME;
   return Math.min(byToken, byLifetime, END_OF_TIME);
 }
 

@@ -11,6 +11,7 @@ import { createConnectionLog } from './connection-log.ts';
 import { serve, type Finish } from './connection.ts';
 import { ConfigError, ProxyError } from './errors.ts';
 import { createGeneration, type Generation, type House } from './generation.ts';
+import type { Asking } from './identity/authentication.ts';
 import type { Identity } from './identity/policy.ts';
 import { createLogger, type Logger } from './log.ts';
 import { createCancels } from './upstream/cancel.ts';
@@ -24,8 +25,8 @@ export interface Proxy {
   /** Begins to accept clients; resolves with where. @throws the system's error when the address cannot be bound. */
   start(): Promise<Address>;
   /**
-   * Takes another configuration: for new connections at once, while sessions that it still grants go on. Sessions whose
-   * provider, role or upstream is gone end. What is listened on changes only with a restart.
+   * Takes another configuration: for new connections at once, while sessions that it still grants go on. Those that it would
+   * not grant to the same token, or on another upstream, end. What is listened on changes only with a restart.
    *
    * @throws {ConfigError} when a file or secret that it names cannot be read; then nothing has changed.
    */
@@ -64,8 +65,8 @@ const MAX_STRANGERS = 256;
 interface Connection {
   /** Ends its session; until there is one, its login. */
   finish: Finish;
-  /** Whose session it is, once it is one. */
-  identity: Identity | undefined;
+  /** Who it is and what it asked for, once that is known. */
+  claim: { readonly asking: Asking; readonly identity: Identity } | undefined;
   gone: Promise<void>;
 }
 
@@ -97,15 +98,16 @@ export function createProxy(
       };
     },
     current: () => generation,
-    onRevocation: () => connections.forEach(endIfObjected),
+    onRevocation: () => endObjected('revocation'),
   };
   let generation: Generation = createGeneration(config, house);
 
-  /** Ends a session that the configuration, or a revocation, grants no more. */
-  function endIfObjected({ identity, finish }: Connection): void {
-    const objection = identity && generation.objection(identity);
-    if (objection === undefined) return;
-    finish(new ProxyError('session_revoked', { cause: new Error(objection) }), 0);
+  /** Ends those of the sessions, and of the logins, that the configuration, or a revocation, grants no more. */
+  function endObjected(by: 'objection' | 'revocation', among: Iterable<Connection> = connections) {
+    for (const { claim, finish } of among) {
+      const objection = claim && generation[by](claim.asking, claim.identity);
+      if (objection !== undefined) finish(objection, 0);
+    }
   }
 
   const onArrival = (socket: Socket): void => {
@@ -118,7 +120,7 @@ export function createProxy(
     const address = socket.remoteAddress ?? '';
     const connection: Connection = {
       finish: () => {},
-      identity: undefined,
+      claim: undefined,
       gone: Promise.resolve(),
     };
     const log = createConnectionLog(logger, address, {
@@ -126,10 +128,10 @@ export function createProxy(
         connection.finish = finish;
         if (leaving) finish(new ProxyError('shutdown'), current.sessions.drainTimeoutMs);
       },
-      onSession(identity) {
-        connection.identity = identity;
+      onIdentity(asking, identity) {
+        connection.claim = { asking, identity };
         // It may have been revoked while it was on its way.
-        endIfObjected(connection);
+        endObjected('objection', [connection]);
       },
     });
     connections.add(connection);
@@ -146,7 +148,7 @@ export function createProxy(
     retired.add(retiring);
     logger.level = next.log.level;
     logger.info({ event: 'reloaded', needsRestart: settingsThatNeedRestart(config, next) });
-    connections.forEach(endIfObjected);
+    endObjected('objection');
   };
 
   const leave = async (graceMs: number): Promise<void> => {

@@ -81,6 +81,8 @@ async function arrive(change: (house: House) => void = () => {}) {
     outcome?: Outcome;
     finish?: Finish;
     abandon?: () => void;
+    /** How to end its login. */
+    refuse?: Finish;
   } = {};
   const peer = { stream: inside.connected as Duplex };
   const house: House = {
@@ -135,6 +137,7 @@ async function arrive(change: (house: House) => void = () => {}) {
   const witness: ConnectionLog = {
     session: 'session-id',
     onArrival: (finish) => {
+      seen.refuse = finish;
       seen.abandon = () => finish(new ProxyError('shutdown'), 0);
     },
     onStartup: ({ database }) => events.push(`startup ${database}`),
@@ -309,6 +312,74 @@ describe('a life', () => {
     await one.served;
 
     expect(lastWords(one, ASKED + WELCOME_BYTES)).toMatchObject({ C: '57P01' });
+  });
+
+  test('that is revoked gives its identity back first, and sends nothing on that comes after that', async () => {
+    const one = await arrive();
+    await logIn(one);
+    one.client.write(QUERY);
+    await until(() => one.backend.bytesRead === QUERY.length);
+
+    // Read by us in the same turn as the revocation, and behind it.
+    one.client.write(QUERY);
+    one.seen.finish?.(REVOKED, 0);
+    await one.served;
+
+    expect(lastWords(one, ASKED + WELCOME_BYTES)).toMatchObject({
+      C: '57P01',
+      M: 'terminating connection because its token is accepted no more',
+    });
+    expect(one.events.slice(-4)).toEqual(['disown', 'end by proxy', 'release busy', 'leave']);
+    expect(one.backend.bytesRead).toBe(QUERY.length);
+  });
+});
+
+const REVOKED = new ProxyError(
+  'token_revoked',
+  { user: 'authenticated' },
+  { cause: new Error('revoked') },
+);
+
+describe('a token that is revoked while its session is on its way', () => {
+  test.each<[string, (one: { seen: Arrival['seen'] }) => (house: House) => void]>([
+    [
+      'as it is found',
+      (one) => (house) => {
+        const { acquire } = house;
+        house.acquire = async (...given) => {
+          const lease = await acquire(...given);
+          one.seen.refuse?.(REVOKED, 0);
+          return lease;
+        };
+      },
+    ],
+    [
+      'as the client is welcomed',
+      (one) => (house) => {
+        const { cancels } = house;
+        house.cancels = {
+          ...cancels,
+          register(...given) {
+            queueMicrotask(() => one.seen.refuse?.(REVOKED, 0));
+            return cancels.register(...given);
+          },
+        };
+      },
+    ],
+  ])('%s is refused, and no statement behind the password runs', async (_, interfering) => {
+    const later: { seen: Arrival['seen'] } = { seen: {} };
+    const one = await arrive(interfering(later));
+    later.seen = one.seen;
+
+    one.client.write(Buffer.concat([STARTUP, PASSWORD, QUERY]));
+    await one.served;
+
+    expect(one.seen.refusal?.code).toBe('token_revoked');
+    expect(one.events).not.toContain('welcome');
+    expect(one.events.slice(-3)).toEqual(['release busy', 'refused token_revoked', 'leave']);
+    expect(one.backend.bytesRead).toBe(0);
+    await until(one.ended);
+    expect(one.heard().toString('latin1')).toContain('C28P01\0');
   });
 });
 

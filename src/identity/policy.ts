@@ -4,6 +4,7 @@
  * The client asks for a role and a database; the configuration and the token's claims must both grant them. Verifies no
  * token and opens no connection. A claim may grant a role that the configuration lists, never name one that it does not.
  */
+import { perIssuer } from '../config-provider.ts';
 import type { Config, ProviderConfig } from '../config.ts';
 import { printable, ProxyError } from '../errors.ts';
 import type { Asking } from './authentication.ts';
@@ -35,8 +36,82 @@ export interface Identity {
  * @throws {ProxyError} role_forbidden
  */
 export function decide(config: Config, asking: Asking, verified: VerifiedToken): Identity {
-  const { user: role, database, sni } = asking;
-  const { provider: id, issuer, subject, kid, claims } = verified;
+  const { provider, issuer, subject, kid, claims } = verified;
+  const upstream = upstreamOf(config, asking, provider, claims);
+  const expiresAt = verified.expiresAt + verified.toleranceMs;
+  return Object.freeze({
+    provider,
+    issuer,
+    subject,
+    kid,
+    role: asking.user,
+    upstream,
+    claims,
+    expiresAt,
+  });
+}
+
+/**
+ * Nobody, where the configuration lets clients in without a token and this one asks for their role;
+ * else `undefined`: then a token is due.
+ *
+ * @throws {ProxyError} role_forbidden
+ */
+export function decideAnonymous(config: Config, asking: Asking): Identity | undefined {
+  const upstream = upstreamOfNobody(config, asking);
+  if (upstream === undefined) return undefined;
+  return Object.freeze({
+    provider: undefined,
+    issuer: undefined,
+    subject: undefined,
+    kid: undefined,
+    role: asking.user,
+    upstream,
+    claims: {},
+    expiresAt: Infinity,
+  });
+}
+
+/**
+ * Decides again, for a client that has its identity already: why this configuration would not give it the same one for the
+ * same token, if it would not. What the token itself must be like was seen when it came, and is not looked at again.
+ *
+ * @returns `role_forbidden`, with the reason as its cause.
+ */
+export function objectionTo(
+  config: Config,
+  asking: Asking,
+  { provider, issuer, claims, upstream }: Identity,
+): ProxyError | undefined {
+  const role = asking.user;
+  try {
+    const granted =
+      provider === undefined
+        ? upstreamOfNobody(config, asking)
+        : upstreamOf(config, asking, provider, claims);
+    if (granted === undefined) return forbid(role, 'nobody is let in any more');
+    if (granted !== upstream) return forbid(role, `it leads to upstream "${granted}" now`);
+    return provider === undefined || trusts(own(config.providers, provider), issuer)
+      ? undefined
+      : forbid(role, `an issuer of provider "${provider}" is no longer configured`);
+  } catch (error) {
+    if (ProxyError.is(error, 'role_forbidden')) return error;
+    throw error;
+  }
+}
+
+function trusts(provider: ProviderConfig | undefined, issuer: string | undefined): boolean {
+  if (provider === undefined) return false;
+  return provider.issuer === issuer || perIssuer(provider).some((one) => one.issuer === issuer);
+}
+
+/** Where the holder of a token with these claims goes. @throws {ProxyError} role_forbidden */
+function upstreamOf(
+  config: Config,
+  { user: role, database, sni }: Asking,
+  id: string,
+  claims: VerifiedToken['claims'],
+): string {
   const provider = own(config.providers, id);
   if (provider === undefined) throw forbid(role, `provider "${id}" is no longer configured`);
   if (!provider.roles.includes(role)) {
@@ -48,30 +123,16 @@ export function decide(config: Config, asking: Asking, verified: VerifiedToken):
       `the claim at ${provider.roleClaim} does not name role "${printable(role)}"`,
     );
   }
-  const upstream = routeTo(config, role, { database, sni, provider: id, claims });
-  const expiresAt = verified.expiresAt + verified.toleranceMs;
-  return Object.freeze({ provider: id, issuer, subject, kid, role, upstream, claims, expiresAt });
+  return routeTo(config, role, { database, sni, provider: id, claims });
 }
 
-/**
- * Nobody, where the configuration lets clients in without a token and this one asks for their role;
- * else `undefined`: then a token is due.
- *
- * @throws {ProxyError} role_forbidden
- */
-export function decideAnonymous(config: Config, asking: Asking): Identity | undefined {
-  const { user: role, database, sni } = asking;
+/** Where nobody goes; `undefined` where a token is due. @throws {ProxyError} role_forbidden */
+function upstreamOfNobody(
+  config: Config,
+  { user: role, database, sni }: Asking,
+): string | undefined {
   if (!config.anonymous.enabled || role !== config.anonymous.role) return undefined;
-  return Object.freeze({
-    provider: undefined,
-    issuer: undefined,
-    subject: undefined,
-    kid: undefined,
-    role,
-    upstream: routeTo(config, role, { database, sni, provider: undefined, claims: {} }),
-    claims: {},
-    expiresAt: Infinity,
-  });
+  return routeTo(config, role, { database, sni, provider: undefined, claims: {} });
 }
 
 function isGrantedByClaim(

@@ -25,6 +25,7 @@ export const REFUSALS = [
   'its claims are too many for a session',
   'its user has no entry in the database',
   'it cannot be checked at the moment',
+  'it came too late: the session is ending',
   'this session mode takes no new token: reconnect',
   'the statement must be SET pgjot.token = followed by one string, and nothing else',
   'its signature, issuer or claims are not good',

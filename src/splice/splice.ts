@@ -123,6 +123,8 @@ class RunningSplice {
   finish(error: ProxyError, graceMs: number): void {
     if (this.#ended) return;
     const first = (this.#finishing ??= error);
+    // A statement that has arrived already must not get in between.
+    if (graceMs <= 0) return this.#sayLastWords(first, 'proxy');
     const deadline = performance.now() + graceMs;
     if (deadline < this.#graceDeadline) {
       this.#graceDeadline = deadline;

@@ -31,13 +31,15 @@ export interface Lease {
   /** The LOGIN role, for the log. */
   readonly slot: string;
   /**
-   * Gives the session the claims and the end of another token of the same subject. Undefined where the session mode
-   * cannot.
+   * Gives the session the claims and the end of another token of the same subject, if `assertGood` lets it when all is known
+   * of it that a lookup says. Undefined where the session mode cannot.
    *
-   * @throws {ProxyError} claims_too_large, lookup_empty, lookup_failed, upstream_unreachable, upstream_rejected,
+   * @throws {ProxyError} what `assertGood` throws, claims_too_large, lookup_empty, lookup_failed, upstream_unreachable, upstream_rejected,
    *   upstream_login_rejected, or the signal's reason.
    */
-  readonly renew: ((identity: Verified, signal: AbortSignal) => Promise<void>) | undefined;
+  readonly renew:
+    | ((identity: Verified, signal: AbortSignal, assertGood: () => void) => Promise<void>)
+    | undefined;
   /** Takes the identity off at once, for whoever it was revoked; the session goes on as nobody's. Never throws. */
   disown(): Promise<void>;
   /**
@@ -186,8 +188,9 @@ export function createPool(
       slot: slot.name,
       renew:
         mode.renew &&
-        (async (renewed, until) => {
+        (async (renewed, until, assertGood) => {
           const wanted = await describe(renewed, until);
+          assertGood();
           // Its backend may have been left, or soon be somebody else's.
           if (released !== undefined) throw new ProxyError('client_lost');
           await mode.renew?.(backend, wanted);

@@ -118,6 +118,17 @@ describe('SET pgjot.token', () => {
     expect(await one(client, 'select auth.user_id()')).toBe('alice');
   });
 
+  it('of the token that the session has already is nothing new, and leaves no line in the log', async () => {
+    const client = await signIn(stack, 'judy', { role: 'authenticated' });
+    const token = await fresh('judy', { plan: 'paid' });
+    const renewals = () => stack.logs.filter((line) => /token_renewed.*judy/.test(line)).length;
+
+    for (let times = 0; times < 20; times++) await client.query(`SET pgjot.token = '${token}'`);
+
+    expect(renewals()).toBe(1);
+    expect(await one(client, "select auth.session() ->> 'plan'")).toBe('paid');
+  });
+
   it('shows the token to nobody: neither to PostgreSQL nor to the log', async () => {
     const client = await alice();
     const token = await fresh('alice', { marked: 'marked-claim' });
@@ -225,6 +236,26 @@ describe('a token that expires', () => {
         hint: "Reconnect with a fresh token, or SET pgjot.token = '…'.",
       },
     ]);
+  });
+
+  it('cannot be renewed within the grace: the session is ending, and the client is told so', async () => {
+    await using stack = await policy({ onTokenExpiry: 'drain', graceMs: 5_000 });
+    const client = await signIn(stack, 'alice', {}, 1);
+    await client.query('begin');
+    await client.query('select pg_sleep(1.3)');
+
+    await expect(
+      client.query(`set pgjot.token = '${await stack.token('alice')}'`),
+    ).rejects.toMatchObject({
+      code: '28P01',
+      message: 'the token was not accepted: it came too late: the session is ending',
+    });
+
+    await stack.logged(
+      (line) => line['event'] === 'token_refused' && line['reason'] === 'session_expired',
+    );
+    await client.query('rollback');
+    expect(await client.failure).toMatchObject({ code: '57P01', message: LATE });
   });
 
   it('does not end a session sooner for being far in the future', async () => {
@@ -430,6 +461,36 @@ describe('a reload', () => {
     });
     await expect(signIn(stack, 'alice')).rejects.toMatchObject({ code: '28P01' });
     await analyst.end().catch(() => {});
+  });
+
+  it('ends the sessions that a claim no longer leads to their upstream, or no longer grants their role', async () => {
+    await using stack = await startStack();
+    const { providers, upstreams } = stack.config;
+    const test = providers['test'] as NonNullable<(typeof providers)[string]>;
+    const main = upstreams['main'] as NonNullable<(typeof upstreams)[string]>;
+    const routed = (acme: string, provider: object = {}) =>
+      parseConfig({
+        ...stack.config,
+        providers: { test: { ...test, ...provider } },
+        upstreams: { main, other: { ...main, database: 'elsewhere' } },
+        routes: [{ byClaim: '/org', upstreams: { acme, globex: 'main' } }],
+      });
+    stack.proxy.reload(routed('main'));
+    const alice = await signIn(stack, 'alice', { org: 'acme' });
+    const bob = await signIn(stack, 'bob', { org: 'globex' });
+    const carol = await signIn(stack, 'carol', { org: 'globex', role: 'authenticated' });
+
+    stack.proxy.reload(routed('other'));
+    expect(await alice.failure).toMatchObject({ code: '57P01' });
+    expect(await one(bob, 'select auth.user_id()')).toBe('bob');
+
+    stack.proxy.reload(routed('other', { roleClaim: '/role' }));
+    expect(await bob.failure).toMatchObject({ code: '57P01' });
+    expect(await one(carol, 'select auth.user_id()')).toBe('carol');
+    const { cause } = await stack.logged(
+      (line) => line['event'] === 'session_end' && line['subject'] === 'bob',
+    );
+    expect(cause).toBe('the claim at /role does not name role "authenticated"');
   });
 
   it('keeps the sessions of an issuer that spells itself in two ways, as long as both are configured', async () => {

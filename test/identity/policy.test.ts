@@ -1,9 +1,9 @@
 /** From verified token to role and upstream: attack C17 and what it takes to be let in. */
 import { describe, expect, test } from 'vitest';
-import type { Config, ConfigInput } from '../../src/config.ts';
+import { type Config, type ConfigInput, parseConfig } from '../../src/config.ts';
 import { ProxyError } from '../../src/errors.ts';
 import type { VerifiedToken } from '../../src/identity/jwt.ts';
-import { decide } from '../../src/identity/policy.ts';
+import { decide, decideAnonymous, type Identity, objectionTo } from '../../src/identity/policy.ts';
 import { configWith, reasonOf } from './rig.ts';
 
 const provider = (settings: Partial<ConfigInput['providers'][string]> = {}) => ({
@@ -226,4 +226,93 @@ test('a provider that is no longer configured grants nothing', () => {
   expect(refusal(config, {}, { ...verified(), provider: 'constructor' }).reason).toMatch(
     /no longer/,
   );
+});
+
+describe('an identity that was given before', () => {
+  const asking = { user: 'analyst', database: 'tenants', sni: undefined };
+  const base = {
+    roles: ['analyst', 'reader', 'nobody'],
+    upstreams: ['acme', 'globex'],
+    routes: [{ byClaim: '/org', upstreams: { acme: 'acme', globex: 'globex' } }],
+    anonymous: { enabled: true, role: 'nobody' },
+  };
+  const build = ({ roles, upstreams, routes, anonymous }: typeof base, own: object = {}): Config =>
+    parseConfig({
+      providers: { own: { ...provider({ roles: ['analyst'] }), ...own } },
+      upstreams: Object.fromEntries(
+        upstreams.map((name) => [
+          name,
+          {
+            host: 'db',
+            database: name,
+            secret: { env: 'SECRET' },
+            roles: Object.fromEntries(roles.map((role) => [role, { slots: 1 }])),
+          },
+        ]),
+      ),
+      routes,
+      anonymous,
+    });
+  const mine = verified({ org: 'acme', groups: ['analyst'] });
+  const identity = decide(build(base), asking, mine);
+  const objection = (config: Config, who = identity, asked = asking) => {
+    const error = objectionTo(config, asked, who);
+    return error && [error.code, reasonOf(error)];
+  };
+
+  test('stays where nothing that it was given for has changed', () => {
+    expect(objection(build(base))).toBeUndefined();
+    expect(objection(build(base, { requiredClaims: ['amr'], roleClaim: '/groups' }))).toBe(
+      undefined,
+    );
+    const both = { issuer: ['https://other.example', 'https://id.example.com'] };
+    expect(objection(build(base, both))).toBeUndefined();
+  });
+
+  test.each<[string, Config, string]>([
+    [
+      'a claim that led to its upstream leads elsewhere',
+      build({
+        ...base,
+        routes: [{ byClaim: '/org', upstreams: { acme: 'globex', globex: 'acme' } }],
+      }),
+      'it leads to upstream "globex" now',
+    ],
+    [
+      'a claim does not lead anywhere any more',
+      build({ ...base, routes: [{ byClaim: '/tenant', upstreams: base.routes[0]!.upstreams }] }),
+      'the claim at /tenant chooses none of routes.0.upstreams',
+    ],
+    [
+      'a claim has to name its role, and does not',
+      build(base, { roleClaim: '/role' }),
+      'the claim at /role does not name role "analyst"',
+    ],
+    [
+      'its provider is no longer for its role',
+      build(base, { roles: ['reader'] }),
+      'role "analyst" is not in providers.own.roles',
+    ],
+    [
+      'its issuer is gone',
+      build(base, { issuer: 'https://other.example' }),
+      'an issuer of provider "own" is no longer configured',
+    ],
+  ])('goes where %s', (_, config, reason) => {
+    expect(objection(config)).toEqual(['role_forbidden', reason]);
+  });
+
+  test('of nobody goes where nobody is let in, or is led elsewhere', () => {
+    const open = { ...base, routes: [{ upstream: 'acme' }] as never };
+    const asked = { ...asking, user: 'nobody' };
+    const nobody = decideAnonymous(build(open), asked) as Identity;
+
+    expect(objection(build(open), nobody, asked)).toBeUndefined();
+    expect(
+      objection(build({ ...open, anonymous: { enabled: false, role: 'nobody' } }), nobody, asked),
+    ).toEqual(['role_forbidden', 'nobody is let in any more']);
+    expect(
+      objection(build({ ...open, routes: [{ upstream: 'globex' }] as never }), nobody, asked),
+    ).toEqual(['role_forbidden', 'it leads to upstream "globex" now']);
+  });
 });
