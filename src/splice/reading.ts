@@ -9,8 +9,10 @@
  * Every socket of the thread reads into one shared buffer, and small chunks are copied out of it,
  * which is cheaper than any bookkeeping. A socket that moves bulk gets a buffer of its own, whose
  * bytes are passed on by reference.
+ *
+ * A stream can be let go and taken again any number of times; in between it is one like any other.
  */
-import { Socket } from 'node:net';
+import { Socket, type OnReadOpts } from 'node:net';
 import type { Duplex } from 'node:stream';
 
 /** Whom the bytes go to. */
@@ -35,6 +37,17 @@ interface SocketInside {
   server: unknown;
 }
 
+/** Reads one stream, for one taker after the other. */
+interface Reader {
+  /** The stream to use: another one than was given where the handle has moved. */
+  readonly stream: Duplex;
+  start(taker: ByteTaker): void;
+  /** From now on the stream keeps its bytes for whoever reads it. */
+  stop(): void;
+}
+
+const readers = new WeakMap<Duplex, Reader>();
+
 /**
  * Starts reading `stream` and gives every chunk to `take`, in order, what is already buffered first.
  *
@@ -43,59 +56,111 @@ interface SocketInside {
  */
 export function readInto(stream: Duplex, taker: ByteTaker): Duplex {
   const early = stream.read() as Buffer | null;
-  const reader = canMove(stream) ? moveHandle(stream, taker) : readChunks(stream, taker);
-  if (early !== null && !taker.take(early)) reader.pause();
-  return reader;
+  const known = readers.get(stream);
+  const reader = known ?? (canMove(stream) ? new MovedReader(stream) : new ChunkReader(stream));
+  readers.set(reader.stream, reader);
+  reader.start(taker);
+  if (early !== null && !taker.take(early)) reader.stream.pause();
+  return reader.stream;
 }
 
-function readChunks(stream: Duplex, taker: ByteTaker): Duplex {
-  stream.on('data', (chunk: Buffer) => {
-    if (!taker.take(chunk)) stream.pause();
-  });
-  return stream.resume();
+/**
+ * Makes a stream that `readInto` returned an ordinary one again, paused: what arrives from now on stays in it.
+ *
+ * A socket that has moved stays where it is, since a handle that has read into a buffer of ours can do nothing else.
+ */
+export function letGo(stream: Duplex): void {
+  readers.get(stream)?.stop();
+  stream.pause();
 }
 
-/** Only a plain socket with nothing of its own still to be written or delivered. */
+/** Whether the peer's end has been read, delivered or not. */
+export function hasEnded(stream: Duplex): boolean {
+  return (stream as unknown as { _readableState: { ended: boolean } })._readableState.ended;
+}
+
+/** Takes the chunks that the stream itself makes. */
+class ChunkReader implements Reader {
+  readonly stream: Duplex;
+  #taker: ByteTaker | undefined;
+  readonly #onChunk = (chunk: Buffer) => {
+    if (this.#taker?.take(chunk) === false) this.stream.pause();
+  };
+
+  constructor(stream: Duplex) {
+    this.stream = stream;
+  }
+
+  start(taker: ByteTaker): void {
+    this.#taker = taker;
+    this.stream.on('data', this.#onChunk).resume();
+  }
+
+  stop(): void {
+    this.#taker = undefined;
+    this.stream.off('data', this.#onChunk);
+  }
+}
+
+/** Reads by a new socket around the old one's handle, into a buffer of ours. */
+class MovedReader implements Reader {
+  readonly stream: Socket;
+  #taker: ByteTaker | undefined;
+  #next: Buffer = shared;
+
+  constructor(old: Socket) {
+    this.stream = moveHandle(old, {
+      // Asked for after every chunk.
+      buffer: () => this.#next,
+      callback: (length, buffer) => this.#onBytes(buffer as Buffer, length),
+    });
+  }
+
+  start(taker: ByteTaker): void {
+    this.#taker = taker;
+    this.stream.resume();
+  }
+
+  stop(): void {
+    this.#taker = undefined;
+  }
+
+  #onBytes(buffer: Buffer, length: number): boolean {
+    const bytes = buffer.subarray(0, length);
+    const taker = this.#taker;
+    if (taker === undefined) return this.stream.push(Buffer.from(bytes));
+    const goOn = taker.take(buffer === shared ? Buffer.from(bytes) : bytes);
+    if (length < BULK_BYTES || !taker.expectsMore()) this.#next = shared;
+    // Never a buffer whose bytes somebody still refers to: they would be another's by the time they are written.
+    else if (buffer === shared || taker.holdsBytes()) {
+      this.#next = Buffer.allocUnsafeSlow(BUFFER_BYTES);
+    }
+    return goOn;
+  }
+}
+
+/** Only a plain socket with nothing of its own still to be written or delivered: a new one would never hear of an end. */
 function canMove(stream: Duplex): stream is Socket {
   return (
     Object.getPrototypeOf(stream) === Socket.prototype &&
     (stream as unknown as SocketInside)._handle !== null &&
     !stream.destroyed &&
-    !stream.readableEnded &&
     !hasEnded(stream) &&
     stream.writableLength === 0 &&
     !stream.writableEnded
   );
 }
 
-/** Whether the peer's end has been read but not yet delivered: a new socket would never hear of it. */
-function hasEnded(stream: Duplex): boolean {
-  return (stream as unknown as { _readableState: { ended: boolean } })._readableState.ended;
-}
-
-function moveHandle(old: Socket, taker: ByteTaker): Socket {
+function moveHandle(old: Socket, onread: OnReadOpts): Socket {
   const inside = old as unknown as SocketInside;
   const handle = inside._handle as NonNullable<SocketInside['_handle']>;
   handle.readStop();
   handle.reading = false;
 
-  let next: Buffer = shared;
   const moved = new Socket({
     handle,
     allowHalfOpen: true,
-    onread: {
-      // Asked for after every chunk.
-      buffer: () => next,
-      callback: (length: number, buffer: Uint8Array) => {
-        const bytes = (buffer as Buffer).subarray(0, length);
-        const goOn = taker.take(buffer === shared ? Buffer.from(bytes) : bytes);
-        if (length < BULK_BYTES || !taker.expectsMore()) next = shared;
-        else if (buffer === shared || taker.holdsBytes()) {
-          next = Buffer.allocUnsafeSlow(BUFFER_BYTES);
-        }
-        return goOn;
-      },
-    },
+    onread,
   } as ConstructorParameters<typeof Socket>[0]);
   // The listener counts its sockets, and must count this one when it closes, not the old one.
   const target = moved as unknown as SocketInside;

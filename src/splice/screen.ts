@@ -77,6 +77,7 @@ export class Screen implements ByteTaker {
   #held: Buffer = EMPTY;
   #judging = false;
   #blind = false;
+  #stopped = false;
   #afterwards: (() => void) | undefined;
 
   constructor(next: ByteTaker, judge: TokenJudge, resume: () => void) {
@@ -91,7 +92,7 @@ export class Screen implements ByteTaker {
   }
 
   take(chunk: Buffer): boolean {
-    if (this.#blind) return this.#next.take(chunk);
+    if (this.#blind || this.#stopped) return this.#next.take(chunk);
     const bytes = this.#held.length > 0 ? Buffer.concat([this.#held, chunk]) : chunk;
     if (this.#judging) {
       this.#held = Buffer.from(bytes);
@@ -117,6 +118,11 @@ export class Screen implements ByteTaker {
     if (this.#held.length > 0) this.#next.take(this.#held);
     this.#held = EMPTY;
     then();
+  }
+
+  /** Nothing is held back any more, for nothing goes on any more: a verdict that comes later is nobody's. */
+  stop(): void {
+    this.#stopped = true;
   }
 
   #screen(given: Buffer): boolean {
@@ -179,6 +185,7 @@ export class Screen implements ByteTaker {
   }
 
   #goOn(frame: Buffer): void {
+    if (this.#stopped) return;
     this.#judging = false;
     const held = this.#held;
     this.#held = EMPTY;

@@ -7,6 +7,7 @@
  *
  *   both open ──client's end──▶ upstream told ──upstream's end──▶ done
  *       │                            └──still busy after a while──▶ done, busy
+ *       ├──client's end or Terminate when nothing is under way──▶ done, idle: the upstream can serve another
  *       ├──upstream's end──▶ client told ──▶ done
  *       ├──error of either──▶ done
  *       └──finish(error)──idle or grace over──▶ ErrorResponse ──▶ done
@@ -14,7 +15,8 @@
 import type { Duplex } from 'node:stream';
 import { ProxyError } from '../errors.ts';
 import { encodeErrorResponse } from '../wire/backend.ts';
-import { readInto, type ByteTaker } from './reading.ts';
+import { FRONTEND } from '../wire/frontend.ts';
+import { hasEnded, letGo, readInto, type ByteTaker } from './reading.ts';
 import { Screen, type TokenJudge } from './screen.ts';
 import { Traffic } from './traffic.ts';
 
@@ -31,6 +33,14 @@ export interface Outcome {
   readonly error: ProxyError | undefined;
   /** Whether the backend may still be working on something that nobody waits for. */
   readonly busy: boolean;
+  /**
+   * Whether the client said goodbye, of which the upstream has heard nothing, while nothing was under way: whole frames both ways,
+   * every request answered, no transaction. Then the upstream's stream is an ordinary one again, paused, in which whatever
+   * the backend says from now on is kept, and on which of ours is but a listener that ignores errors.
+   */
+  readonly idle: boolean;
+  /** Whether the upstream has reported the value of a setting meanwhile: the ones that it greeted with may be others by now. */
+  readonly reported: boolean;
   readonly bytes: { readonly clientToUpstream: number; readonly upstreamToClient: number };
 }
 
@@ -84,6 +94,11 @@ class RunningSplice {
   readonly #toUpstream: Flow;
   readonly #toClient: Flow;
   readonly #screen: Screen | undefined;
+  readonly #upstreamEvents = {
+    end: () => this.#onUpstreamEnd(),
+    error: (cause: Error) => this.#onUpstreamError(cause),
+    close: () => this.#onUpstreamEnd(),
+  };
   #resolve: (outcome: Outcome) => void = () => {};
   #ended = false;
   #clientEnded = false;
@@ -104,7 +119,10 @@ class RunningSplice {
     const expectsMore = () => this.#traffic.busy;
     // A backend reads nothing while it executes, for as long as that takes: only a client can be too slow.
     this.#toUpstream = new Flow(client, upstream, {
-      onChunk: (chunk) => fromClient.walk(chunk),
+      onChunk: (chunk) => {
+        if (this.#isGoodbye(chunk)) this.#end('client', undefined);
+        else fromClient.walk(chunk);
+      },
       expectsMore,
     });
     this.#toClient = new Flow(upstream, client, {
@@ -115,8 +133,8 @@ class RunningSplice {
     });
     // Reading may replace a stream, so both flows begin before anybody listens to either.
     this.#screen = judge && new Screen(this.#toUpstream, judge, () => this.#client.stream.resume());
-    this.#toUpstream.begin(this.#screen);
     this.#toClient.begin();
+    this.#toUpstream.begin(this.#screen);
     this.#listen();
   }
 
@@ -144,10 +162,11 @@ class RunningSplice {
       .on('end', () => this.#onClientEnd())
       .on('error', (cause) => this.#end('client', new ProxyError('client_lost', { cause })))
       .on('close', () => this.#onClientClose());
-    this.#upstream.stream
-      .on('end', () => this.#onUpstreamEnd())
-      .on('error', (cause) => this.#onUpstreamError(cause))
-      .on('close', () => this.#onUpstreamEnd());
+    // A client that has already said goodbye, right behind its password.
+    if (this.#ended) return;
+    const { end, error, close } = this.#upstreamEvents;
+    this.#upstream.stream.on('end', end).on('error', error).on('close', close);
+    this.#upstream.stream.off('error', ignore);
     // Either may have gone before anybody listened; an end that has been told once is not told again.
     if (this.#client.stream.destroyed) this.#onClientClose();
     else if (this.#client.stream.readableEnded) this.#onClientEnd();
@@ -155,11 +174,35 @@ class RunningSplice {
       this.#onUpstreamEnd();
   }
 
+  /** Whether nothing is under way and nothing left to be said. Rather false than true: by it a backend gets another client. */
+  get #atRest(): boolean {
+    const { stream } = this.#upstream;
+    return (
+      this.#traffic.idle &&
+      !this.#traffic.terminated &&
+      !this.#screen?.holding &&
+      this.#unsaid === undefined &&
+      this.#finishing === undefined &&
+      stream.writable &&
+      stream.writableLength === 0 &&
+      !hasEnded(stream)
+    );
+  }
+
+  /**
+   * Whether the client says Terminate while nothing is under way. Its type is enough: whatever length comes behind it, or
+   * never comes, PostgreSQL would do nothing more for this client.
+   */
+  #isGoodbye(chunk: Buffer): boolean {
+    return chunk[0] === FRONTEND.Terminate && this.#atRest;
+  }
+
   /** The client has closed its sending side: PostgreSQL is told in the same way, and may still answer what was asked. */
   #onClientEnd(): void {
     if (this.#ended || this.#clientEnded) return;
+    if (this.#atRest) return this.#end('client', undefined);
     this.#clientEnded = true;
-    const pass = () => void this.#upstream.stream.end();
+    const pass = () => void (this.#ended || this.#upstream.stream.end());
     if (this.#screen === undefined) pass();
     else this.#screen.end(pass);
     this.#awaitAnswer();
@@ -237,14 +280,23 @@ class RunningSplice {
 
   #end(endedBy: Outcome['endedBy'], error: ProxyError | undefined): void {
     if (this.#ended) return;
+    const idle = endedBy === 'client' && error === undefined && this.#atRest;
     this.#ended = true;
     clearTimeout(this.#graceTimer);
     clearTimeout(this.#halfCloseTimer);
     this.#toUpstream.stop();
     this.#toClient.stop();
+    if (this.#screen?.holding) {
+      // It has stopped the client until a verdict for which nobody waits any more.
+      this.#screen.stop();
+      this.#client.stream.resume();
+    }
+    if (idle) this.#letUpstreamGo();
     this.#resolve({
       endedBy,
       error,
+      idle,
+      reported: this.#traffic.reported,
       busy:
         (this.#traffic.busy || this.#screen?.holding === true) &&
         !this.#upstream.stream.destroyed &&
@@ -252,11 +304,21 @@ class RunningSplice {
       bytes: { clientToUpstream: this.#toUpstream.bytes, upstreamToClient: this.#toClient.bytes },
     });
   }
+
+  #letUpstreamGo(): void {
+    const { stream } = this.#upstream;
+    const { end, error, close } = this.#upstreamEvents;
+    letGo(stream);
+    stream.on('error', ignore).off('end', end).off('error', error).off('close', close);
+  }
 }
+
+/** An error of a stream that nobody uses is followed by its close. */
+function ignore(): void {}
 
 /** What a flow asks and tells. */
 interface FlowOwner {
-  /** Called with each chunk before it is given to the sink. */
+  /** Called with each chunk before it is given to the sink, which it is not if that stops the flow. */
   onChunk(chunk: Buffer): void;
   /** Called after each chunk has been given to the sink. */
   afterWrite?(): void;
@@ -289,9 +351,9 @@ class Flow implements ByteTaker {
 
   take(chunk: Buffer): boolean {
     // After the end what still arrives is read and forgotten, so that closing resets nothing.
+    if (!this.#stopped) this.#owner.onChunk(chunk);
     if (this.#stopped) return true;
     this.bytes += chunk.length;
-    this.#owner.onChunk(chunk);
     const sink = this.#sink.stream;
     if (sink.destroyed || sink.writableEnded) return true;
     const hasRoom = sink.write(chunk);

@@ -31,6 +31,7 @@ export class Traffic {
   /** Extended-protocol messages since the last Sync: the backend may say nothing until one comes. */
   #unsynced = false;
   #terminated = false;
+  #reported = false;
   #lastUpstreamType = 0;
 
   constructor() {
@@ -57,6 +58,11 @@ export class Traffic {
   /** Whether the client has said Terminate. */
   get terminated(): boolean {
     return this.#terminated;
+  }
+
+  /** Whether the upstream has reported the value of a setting (ParameterStatus). */
+  get reported(): boolean {
+    return this.#reported;
   }
 
   /** Whether the last thing that the upstream said was an error: then it has explained its own end. */
@@ -108,6 +114,7 @@ export class Traffic {
 
   #onUpstreamFrame(type: number): void {
     this.#lastUpstreamType = type;
+    if (type === BACKEND.ParameterStatus) this.#reported = true;
     if (type !== BACKEND.CopyInResponse) return;
     this.#copyingIn = true;
     if (this.#copyEndSent) {

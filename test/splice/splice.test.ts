@@ -104,6 +104,7 @@ describe('a splice', () => {
     await pass(one.client, one.backend, QUERY);
     await pass(one.backend, one.client, READY);
 
+    await pass(one.client, one.backend, QUERY);
     one.client.end(Terminate);
     const said = await readAll(one.backend);
     one.backend.end();
@@ -113,8 +114,10 @@ describe('a splice', () => {
       endedBy: 'client',
       error: undefined,
       busy: false,
+      idle: false,
+      reported: false,
       bytes: {
-        clientToUpstream: QUERY.length + Terminate.length,
+        clientToUpstream: 2 * QUERY.length + Terminate.length,
         upstreamToClient: READY.length,
       },
     });
@@ -177,12 +180,12 @@ describe('half-close', () => {
 
   test('counts as the end of the client when the backend resets instead of closing', async () => {
     const one = await session();
-    one.client.end(Terminate);
+    one.client.end(Buffer.concat([QUERY, Terminate]));
     await readAll(one.backend);
 
     one.backend.resetAndDestroy();
 
-    expect(await one.done).toMatchObject({ endedBy: 'client', error: undefined, busy: false });
+    expect(await one.done).toMatchObject({ endedBy: 'client', error: undefined, idle: false });
     one.close();
   });
 });
