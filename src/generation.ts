@@ -43,8 +43,13 @@ export interface Generation {
   objection(asking: Asking, identity: Identity): ProxyError | undefined;
   /** The same, as far as revocations say. Costs less where nothing else has changed, among many sessions and routes. */
   revocation(asking: Asking, identity: Identity): ProxyError | undefined;
-  /** Resolves when all that `successor` did not take over is closed: after the last session that uses it. */
+  /**
+   * Resolves when all that `successor` did not take over is closed: after the last session that uses it, and what verifies
+   * tokens after the last login that may be at it, or at once by `closeVerifier`.
+   */
   retire(successor?: Generation): Promise<void>;
+  /** Closes what verifies tokens: no login is under way any more. */
+  closeVerifier(): void;
 }
 
 /**
@@ -118,6 +123,8 @@ export function createGeneration(
     },
   };
 
+  const verifying = closing(() => verifier.close());
+
   return {
     config,
     context,
@@ -128,16 +135,35 @@ export function createGeneration(
     revocation,
     async retire(successor) {
       revocations.close();
-      // Logins that are under way still ask it; by then they are over.
-      const wait = successor === undefined ? 0 : config.limits.loginTimeoutMs;
-      const closing = new Promise<void>((resolve) => {
-        const timer = setTimeout(() => resolve(verifier.close()), wait);
-        // It must not hold the process up; but where it is waited for, the process must not end before (exit status 13).
-        if (successor !== undefined) timer.unref();
-      });
+      if (successor === undefined) verifying.close();
+      else verifying.closeIn(config.limits.loginTimeoutMs);
       const kept = new Set(successor?.pools.values());
       const left = [...pools.values()].filter((pool) => !kept.has(pool));
-      await Promise.all([...left.map((pool) => pool.retire()), successor ? undefined : closing]);
+      await Promise.all([...left.map((pool) => pool.retire()), verifying.closed]);
+    },
+    closeVerifier: () => verifying.close(),
+  };
+}
+
+/** What is closed once: at once, or in a while, which holds no process up. */
+function closing(close: () => void) {
+  let timer: NodeJS.Timeout | undefined;
+  let settle: (() => void) | undefined;
+  const closed = new Promise<void>((resolve) => {
+    settle = resolve;
+  });
+  const closeNow = () => {
+    clearTimeout(timer);
+    if (settle === undefined) return;
+    close();
+    settle();
+    settle = undefined;
+  };
+  return {
+    closed,
+    close: closeNow,
+    closeIn(ms: number): void {
+      timer = setTimeout(closeNow, ms).unref();
     },
   };
 }

@@ -28,7 +28,8 @@ export interface Proxy {
    * Takes another configuration: for new connections at once, while sessions that it still grants go on. Those that it would
    * not grant to the same token, or on another upstream, end. What is listened on changes only with a restart.
    *
-   * @throws {ConfigError} when a file or secret that it names cannot be read; then nothing has changed.
+   * @throws {ConfigError} when a file or secret that it names cannot be read, or when the proxy is ending; then nothing has
+   *   changed.
    */
   reload(config: Config): void;
   /** Accepts these tokens no more, and ends their sessions. @throws {z.ZodError} when the entry is none. */
@@ -80,7 +81,7 @@ export function createProxy(
   { logger = createLogger(config.log), readConfig }: ProxyOptions = {},
 ): Proxy {
   const connections = new Set<Connection>();
-  const retired = new Set<Promise<void>>();
+  const retired = new Map<Generation, Promise<void>>();
   let clients = 0;
   let server: Server | undefined;
   let admin: Admin | undefined;
@@ -141,11 +142,15 @@ export function createProxy(
   };
 
   const reload = (next: Config): void => {
+    // Its parts would be nobody's to close.
+    if (leaving) throw refusal('is not taken: the proxy is shutting down');
     const previous = generation;
     generation = createGeneration(next, house, previous);
     generation.context.verifier.warm();
-    const retiring = previous.retire(generation).finally(() => retired.delete(retiring));
-    retired.add(retiring);
+    retired.set(
+      previous,
+      previous.retire(generation).finally(() => retired.delete(previous)),
+    );
     logger.level = next.log.level;
     logger.info({ event: 'reloaded', needsRestart: settingsThatNeedRestart(config, next) });
     endObjected('objection');
@@ -159,7 +164,8 @@ export function createProxy(
     for (const connection of connections) connection.finish(new ProxyError('shutdown'), graceMs);
     await Promise.all([...connections].map(({ gone }) => gone));
     await Promise.all([closed, admin?.close()]);
-    await Promise.all([generation.retire(), ...retired]);
+    for (const previous of retired.keys()) previous.closeVerifier();
+    await Promise.all([generation.retire(), ...retired.values()]);
   };
 
   return {
@@ -173,9 +179,7 @@ export function createProxy(
         admin = await startAdmin(config.admin, {
           revoke: (entry) => generation.revocations.add(entry),
           reload() {
-            if (readConfig === undefined) {
-              throw new ConfigError([{ path: '(top level)', message: 'was not read from a file' }]);
-            }
+            if (readConfig === undefined) throw refusal('was not read from a file');
             reload(readConfig());
           },
         });
@@ -193,6 +197,11 @@ export function createProxy(
       adminPort: admin?.port,
     }),
   };
+}
+
+/** A configuration as a whole that is not taken. */
+function refusal(message: string): ConfigError {
+  return new ConfigError([{ path: '(top level)', message }]);
 }
 
 /** What has been bound at the start and stays as it was. */

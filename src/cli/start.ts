@@ -4,12 +4,12 @@
  * SIGTERM or SIGINT lets sessions finish (`sessions.drainTimeoutMs`); a second one ends them at once.
  * SIGHUP, and each change of the file, has the configuration read again; a wrong one changes nothing and is logged.
  */
-import { unwatchFile, watchFile } from 'node:fs';
 import { Command } from 'commander';
 import { loadConfig } from '../config.ts';
 import { ConfigError } from '../errors.ts';
 import { createLogger, type Logger } from '../log.ts';
 import { createProxy, type Proxy } from '../proxy.ts';
+import { watchFile } from '../watch.ts';
 import { CommandError } from './failure.ts';
 import { stopRequests } from './signals.ts';
 
@@ -25,12 +25,12 @@ export function startCommand(): Command {
     .option('--config <file>', 'the configuration', CONFIG_FILE)
     .action(async ({ config }: { config: string }) => {
       using stop = stopRequests(['SIGTERM', 'SIGINT']);
+      using _watch = watchFile(config, WATCH_MS, () => onChange());
       const settings = loadConfig(config);
       const logger = createLogger(settings.log);
       const proxy = createProxy(settings, { logger, readConfig: () => loadConfig(config) });
       const onChange = () => reload(proxy, config, logger);
       process.on('SIGHUP', onChange);
-      watchFile(config, { interval: WATCH_MS, persistent: false }, onChange);
       try {
         logger.info({ event: 'listening', ...(await listening(proxy)) });
         await stop.first;
@@ -38,7 +38,6 @@ export function startCommand(): Command {
         await Promise.race([proxy.drain(), stop.second]);
       } finally {
         await proxy.close();
-        unwatchFile(config, onChange);
         process.off('SIGHUP', onChange);
       }
     });

@@ -5,10 +5,11 @@
  * A file that cannot be read or understood changes nothing, and says so: what was revoked stays revoked. Ends no
  * session; whoever does is told of each change.
  */
-import { readFileSync, unwatchFile, watchFile } from 'node:fs';
-import { readFile } from 'node:fs/promises';
+import { readFileSync, type Stats, statSync } from 'node:fs';
+import { readFile, stat } from 'node:fs/promises';
 import { z } from 'zod';
 import { ConfigError } from '../errors.ts';
+import { type Watch, watchFile } from '../watch.ts';
 
 /** One entry. All that it names must hold of a token for it to count. */
 export type Revocation = z.output<typeof revocation>;
@@ -47,12 +48,14 @@ const revocations = z.array(revocation).max(MAX_ENTRIES);
 
 /** The entries at hand. */
 export class Revocations {
-  readonly #file: string | undefined;
+  readonly #watch: Watch | undefined;
   readonly #onChange: () => void;
   readonly #onProblem: (problem: string) => void;
   readonly #added: Revocation[];
   #index: RevocationIndex;
   #fromFile: readonly Revocation[] = [];
+  #closed = false;
+  #lastProblem: string | undefined;
 
   /**
    * Reads `file`, where there is one, and watches it until `close`. `added` are administrators' entries of before.
@@ -64,17 +67,18 @@ export class Revocations {
     added: readonly Revocation[],
     listener: { onChange(): void; onProblem(problem: string): void },
   ) {
-    this.#file = file;
     this.#added = [...added];
     this.#onChange = () => listener.onChange();
     this.#onProblem = (problem) => listener.onProblem(problem);
     if (file !== undefined) {
+      this.#watch = watchFile(file, WATCH_MS, () => this.#readAgain(file));
       try {
+        assertReadable(statSync(file));
         this.#fromFile = parse(readFileSync(file, 'utf8'));
       } catch (error) {
+        this.close();
         throw new ConfigError([{ path: 'revocations.file', message: reason(error) }]);
       }
-      watchFile(file, { interval: WATCH_MS, persistent: false }, this.#onFileChange);
     }
     this.#index = new RevocationIndex([...this.#fromFile, ...this.#added]);
   }
@@ -103,22 +107,30 @@ export class Revocations {
 
   /** Stops watching. */
   close(): void {
-    if (this.#file !== undefined) unwatchFile(this.#file, this.#onFileChange);
+    this.#closed = true;
+    this.#watch?.close();
   }
 
-  readonly #onFileChange = (): void => {
-    void readFile(this.#file as string, 'utf8').then(
-      (content) => {
-        try {
-          this.#fromFile = parse(content);
-        } catch (error) {
-          return this.#onProblem(reason(error));
-        }
-        this.#rebuild();
-      },
-      (error) => this.#onProblem(reason(error)),
-    );
-  };
+  /** Where the file could not be read at all, it is to be tried again. */
+  async #readAgain(file: string): Promise<'again' | void> {
+    try {
+      assertReadable(await stat(file));
+      const content = await readFile(file, 'utf8');
+      if (this.#closed) return;
+      this.#fromFile = parse(content);
+    } catch (error) {
+      this.#report(reason(error));
+      return (error as NodeJS.ErrnoException).code === undefined ? undefined : 'again';
+    }
+    this.#lastProblem = undefined;
+    this.#rebuild();
+  }
+
+  /** Once, however often it is met. */
+  #report(problem: string): void {
+    if (!this.#closed && problem !== this.#lastProblem) this.#onProblem(problem);
+    this.#lastProblem = problem;
+  }
 
   #rebuild(): void {
     this.#index = new RevocationIndex([...this.#fromFile, ...this.#added]);
@@ -165,8 +177,13 @@ function append(map: Map<string, Revocation[]>, key: string, entry: Revocation):
   else list.push(entry);
 }
 
+/** Before it is held, and before a pipe or a device is read for ever. */
+function assertReadable(found: Stats): void {
+  if (!found.isFile()) throw new RangeError('is not a file');
+  if (found.size > MAX_FILE_BYTES) throw new RangeError(`more than ${MAX_FILE_BYTES} bytes`);
+}
+
 function parse(content: string): Revocation[] {
-  if (content.length > MAX_FILE_BYTES) throw new RangeError(`more than ${MAX_FILE_BYTES} bytes`);
   return revocations.parse(JSON.parse(content));
 }
 

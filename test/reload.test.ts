@@ -1,0 +1,83 @@
+/** What configurations leave behind that were replaced: nothing of them outlives the proxy. */
+import { once } from 'node:events';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { createServer, type Server } from 'node:http';
+import type { AddressInfo, Socket } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { pino } from 'pino';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { ConfigError, createProxy, parseConfig, type Config } from '../src/proxy.ts';
+import { until } from './support/stack.ts';
+
+let folder: string;
+let issuer: Server;
+const sockets = new Set<Socket>();
+
+beforeEach(async () => {
+  folder = mkdtempSync(join(tmpdir(), 'pgjot-reload-'));
+  writeFileSync(join(folder, 'secret'), 'a-secret-for-tests-of-at-least-32-characters');
+  // It takes requests and never answers one.
+  issuer = createServer(() => {});
+  issuer.on('connection', (socket) => {
+    sockets.add(socket);
+    socket.on('close', () => sockets.delete(socket));
+  });
+  issuer.listen(0, '127.0.0.1');
+  await once(issuer, 'listening');
+});
+afterEach(async () => {
+  issuer.closeAllConnections();
+  issuer.close();
+  await once(issuer, 'close');
+  rmSync(folder, { recursive: true, force: true });
+});
+
+const configOf = (path: string): Config =>
+  parseConfig({
+    listen: { port: 0 },
+    providers: {
+      own: {
+        issuer: 'https://id.example.com',
+        jwksUri: `http://127.0.0.1:${(issuer.address() as AddressInfo).port}/${path}`,
+        audience: 'app',
+        roles: ['authenticated'],
+      },
+    },
+    upstreams: {
+      main: {
+        host: '127.0.0.1',
+        port: 1,
+        database: 'app',
+        secret: { file: join(folder, 'secret') },
+        roles: { authenticated: { slots: 1 } },
+      },
+    },
+    jwks: { timeoutMs: 30_000 },
+    limits: { loginTimeoutMs: 60_000 },
+    log: { level: 'error' },
+  });
+
+describe('a proxy that ends after a reload', () => {
+  it('asks no issuer any more, of whatever configuration', async () => {
+    const proxy = createProxy(configOf('first'), { logger: pino({ level: 'silent' }) });
+    await proxy.start();
+    proxy.reload(configOf('second'));
+    proxy.reload(configOf('third'));
+    await until(() => sockets.size === 3);
+
+    await proxy.close();
+
+    await until(() => sockets.size === 0, 2_000);
+  });
+
+  it('takes no other configuration', async () => {
+    const proxy = createProxy(configOf('first'), { logger: pino({ level: 'silent' }) });
+    await proxy.start();
+    await proxy.close();
+
+    expect(() => proxy.reload(configOf('second'))).toThrow(ConfigError);
+
+    expect(sockets.size).toBe(0);
+  });
+});
