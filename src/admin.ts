@@ -5,14 +5,16 @@
  *   POST /reload        no body                                                           204, or 422 and why
  *
  * Only for whoever has the token, or is on this machine where there is none. Answers nothing to a browser's page: what it
- * sends carries an Origin.
+ * sends carries an Origin; and where there is no token, a name of its own in Host, or a type that a form can have.
  */
 import { createHash, timingSafeEqual } from 'node:crypto';
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { z } from 'zod';
+import { readBody } from './body.ts';
 import { readSecret, type Config } from './config.ts';
 import { ConfigError } from './errors.ts';
+import { isLoopback } from './exposure.ts';
 
 /** What administrators may do. */
 export interface AdminActions {
@@ -25,20 +27,33 @@ export interface AdminActions {
 /** An endpoint that listens. */
 export interface Admin {
   readonly port: number;
+  /** Whether this configuration has it ask for another token than it does. */
+  hasOtherToken(config: Config['admin']): boolean;
   close(): Promise<void>;
 }
 
+const ACTIONS: ReadonlyMap<string, 'revoke' | 'reload'> = new Map([
+  ['/revocations', 'revoke'],
+  ['/reload', 'reload'],
+]);
 const MAX_BODY_BYTES = 16_384;
 const REQUEST_TIMEOUT_MS = 5_000;
+// How often those times are looked at; else Node does so twice a minute.
+const CHECK_MS = 1_000;
+const MAX_CONNECTIONS = 64;
 
 /** Listens. @throws the system's error when the address cannot be bound; {ConfigError} when the token cannot be read. */
 export async function startAdmin(
   config: NonNullable<Config['admin']>,
   actions: AdminActions,
 ): Promise<Admin> {
-  const token = config.token && readSecret(config.token, 'admin.token');
+  const token = tokenOf(config);
   const server = createServer(
-    { requestTimeout: REQUEST_TIMEOUT_MS, headersTimeout: REQUEST_TIMEOUT_MS },
+    {
+      requestTimeout: REQUEST_TIMEOUT_MS,
+      headersTimeout: REQUEST_TIMEOUT_MS,
+      connectionsCheckingInterval: CHECK_MS,
+    },
     (request, response) => {
       answer(request, token, actions).then(
         ([status, problem]) => say(response, status, problem),
@@ -46,6 +61,7 @@ export async function startAdmin(
       );
     },
   );
+  server.maxConnections = MAX_CONNECTIONS;
   await new Promise<void>((resolve, reject) => {
     server.once('error', reject);
     server.listen({ host: config.host, port: config.port }, () => {
@@ -56,12 +72,25 @@ export async function startAdmin(
   });
   return {
     port: (server.address() as AddressInfo).port,
+    hasOtherToken(next) {
+      try {
+        return tokenOf(next) !== token;
+      } catch (error) {
+        if (error instanceof ConfigError) return true;
+        throw error;
+      }
+    },
     async close() {
       const closed = new Promise((resolve) => server.close(resolve));
       server.closeAllConnections();
       await closed;
     },
   };
+}
+
+/** @throws {ConfigError} when it cannot be read. */
+function tokenOf(config: Config['admin']): string | undefined {
+  return config?.token && readSecret(config.token, 'admin.token');
 }
 
 type Answer = readonly [status: number, problem?: string];
@@ -75,10 +104,17 @@ async function answer(
   if (token !== undefined && !isBearer(request.headers.authorization, token)) {
     return [401, 'Authorization: Bearer … is missing or wrong'];
   }
-  const action = { '/revocations': 'revoke', '/reload': 'reload' }[request.url ?? ''];
+  // A page may have its own name lead to this machine (DNS rebinding), and is of one origin with us then.
+  if (token === undefined && !isLoopback(hostnameOf(request.headers.host))) {
+    return [403, 'Host: must be a loopback address where admin.token is not configured'];
+  }
+  const action = ACTIONS.get(request.url ?? '');
   if (action === undefined) return [404, 'no such thing here'];
   if (request.method !== 'POST') return [405, 'POST is the only method'];
-  const body = await readBody(request);
+  if (token === undefined && !isTypeFit(request.headers['content-type'], action)) {
+    return [415, 'Content-Type: must be application/json where admin.token is not configured'];
+  }
+  const body = await readBody(request, MAX_BODY_BYTES);
   if (body === undefined) return [413, `more than ${MAX_BODY_BYTES} bytes`];
   try {
     if (action === 'reload') actions.reload();
@@ -99,22 +135,26 @@ function refusal(error: unknown): Answer {
   throw error;
 }
 
+/** Without its port; empty where it is none. */
+function hostnameOf(host: string | undefined): string {
+  try {
+    return new URL(`http://${host}`).hostname.replace(/^\[(.*)\]$/, '$1');
+  } catch {
+    return '';
+  }
+}
+
+/** What a page may send without asking is typed as a form's, or as text. Where there is no body there is no type. */
+function isTypeFit(type: string | undefined, action: 'revoke' | 'reload'): boolean {
+  if (type === undefined) return action === 'reload';
+  return /^application\/json\s*(;|$)/i.test(type);
+}
+
 /** Compared by digests, whose comparison takes the same time whatever they are. */
 function isBearer(header: string | undefined, token: string): boolean {
   const given = /^Bearer ([^\s]+)$/i.exec(header ?? '')?.[1] ?? '';
   const [one, other] = [given, token].map((text) => createHash('sha256').update(text).digest());
   return timingSafeEqual(one as Buffer, other as Buffer);
-}
-
-async function readBody(request: IncomingMessage): Promise<string | undefined> {
-  const chunks: Buffer[] = [];
-  let bytes = 0;
-  for await (const chunk of request as AsyncIterable<Buffer>) {
-    bytes += chunk.length;
-    if (bytes > MAX_BODY_BYTES) return undefined;
-    chunks.push(chunk);
-  }
-  return Buffer.concat(chunks).toString('utf8');
 }
 
 function say(response: ServerResponse, status: number, problem?: string): void {

@@ -152,7 +152,9 @@ export function createProxy(
       previous.retire(generation).finally(() => retired.delete(previous)),
     );
     logger.level = next.log.level;
-    logger.info({ event: 'reloaded', needsRestart: settingsThatNeedRestart(config, next) });
+    const needsRestart = settingsThatNeedRestart(config, next);
+    if (admin?.hasOtherToken(next.admin)) needsRestart.push('admin.token');
+    logger.info({ event: 'reloaded', needsRestart });
     endObjected('objection');
   };
 

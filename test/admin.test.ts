@@ -1,5 +1,6 @@
 /** The endpoint for administrators: who is heard, what is answered, and that nothing of it is left open. */
-import { connect } from 'node:net';
+import { request as askOver } from 'node:http';
+import { connect, type Socket } from 'node:net';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -8,6 +9,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { startAdmin, type Admin } from '../src/admin.ts';
 import { parseConfig, type ConfigInput } from '../src/config.ts';
 import { ConfigError } from '../src/errors.ts';
+import { until } from './support/stack.ts';
 
 const TOKEN = 'an-administrators-token-of-32-characters';
 
@@ -93,6 +95,36 @@ describe('the endpoint', () => {
     expect(heard).toEqual([]);
   });
 
+  it('tells whether its token is another by now, or cannot be read', async () => {
+    const file = join(folder, 'rotated');
+    const config = { host: '127.0.0.1', port: 0, token: { file } };
+    expect(admin.hasOtherToken(config)).toBe(true);
+    await writeFile(file, TOKEN);
+    expect(admin.hasOtherToken(config)).toBe(false);
+    await writeFile(file, TOKEN.toUpperCase());
+    expect(admin.hasOtherToken(config)).toBe(true);
+    expect(admin.hasOtherToken(undefined)).toBe(true);
+  });
+
+  it('ends a request that does not go on, and drops whom it has no room for', async () => {
+    const ended: Socket[] = [];
+    const open = async () => {
+      const socket = connect(admin.port, '127.0.0.1').resume();
+      socket.on('error', () => {}).on('close', () => ended.push(socket));
+      await once(socket, 'connect');
+      socket.write('POST /reload HTTP/1.1\r\n');
+      return socket;
+    };
+    const startedAt = performance.now();
+    const first = await Promise.all(Array.from({ length: 64 }, open));
+    await Promise.all(Array.from({ length: 3 }, open));
+
+    await until(() => ended.length === 3, 2_000);
+    expect(first.some((socket) => ended.includes(socket))).toBe(false);
+    await until(() => ended.length === 67);
+    expect(performance.now() - startedAt).toBeLessThan(8_000);
+  }, 20_000);
+
   it('says what is wrong with a configuration', async () => {
     wrong = new ConfigError([{ path: 'upstreams.main.host', message: 'is wrong' }]);
 
@@ -117,6 +149,87 @@ describe('the endpoint', () => {
     await other.close();
 
     await closed;
+  });
+});
+
+describe('the endpoint without a token', () => {
+  let open: Admin;
+  const asked: unknown[] = [];
+  beforeAll(async () => {
+    open = await startAdmin(
+      { host: '127.0.0.1', port: 0 },
+      { revoke: (entry) => void asked.push(entry), reload: () => void asked.push('reload') },
+    );
+  });
+  afterAll(() => open?.close());
+
+  /** fetch() lets nobody choose the Host. */
+  const status = (path: string, headers: Record<string, string>, body = '') =>
+    new Promise<number | undefined>((resolve, reject) => {
+      askOver({ port: open.port, host: '127.0.0.1', path, method: 'POST', headers }, (response) => {
+        response.resume();
+        resolve(response.statusCode);
+      })
+        .on('error', reject)
+        .end(body);
+    });
+  const JSON_TYPE = { 'content-type': 'application/json' };
+
+  it.each(['127.0.0.1', '127.0.0.1:9187', 'localhost', 'LOCALHOST:1', '[::1]:9187'])(
+    'hears who asks %s',
+    async (host) => {
+      expect(await status('/reload', { host })).toBe(204);
+    },
+  );
+
+  it.each([
+    'rebound.example',
+    'rebound.example:9187',
+    '127.0.0.1.rebound.example',
+    'localhost.rebound.example',
+    '192.168.0.1',
+    '0.0.0.0',
+    '[::2]',
+    '?',
+    '/',
+    '127.0.0.1@rebound.example',
+    ':',
+  ])('hears nobody who asks for "%s"', async (host) => {
+    asked.length = 0;
+
+    expect(await status('/reload', { host })).toBe(403);
+    expect(await status('/revocations', { host, ...JSON_TYPE }, '{"sub":"alice"}')).toBe(403);
+    expect(asked).toEqual([]);
+  });
+
+  it.each([
+    'text/plain',
+    'application/x-www-form-urlencoded',
+    'multipart/form-data',
+    'application/jsonp',
+  ])('takes no body of type %s', async (type) => {
+    asked.length = 0;
+
+    expect(await status('/revocations', { 'content-type': type }, '{"sub":"alice"}')).toBe(415);
+    expect(await status('/reload', { 'content-type': type }, 'x')).toBe(415);
+    expect(asked).toEqual([]);
+  });
+
+  it('takes JSON, and no body where none is due', async () => {
+    asked.length = 0;
+
+    expect(await status('/revocations', JSON_TYPE, '{"sub":"alice"}')).toBe(204);
+    expect(
+      await status(
+        '/revocations',
+        { 'content-type': 'Application/JSON; charset=utf-8' },
+        '{"sub":"bob"}',
+      ),
+    ).toBe(204);
+    expect(await status('/revocations', {}, '{"sub":"carol"}')).toBe(415);
+    expect(await status('/reload', {})).toBe(204);
+
+    expect(asked).toEqual([{ sub: 'alice' }, { sub: 'bob' }, 'reload']);
   });
 });
 

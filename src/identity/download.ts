@@ -9,6 +9,7 @@ import { once } from 'node:events';
 import { get as getPlain, type IncomingHttpHeaders, type IncomingMessage } from 'node:http';
 import { get as getSecure } from 'node:https';
 import type { LookupFunction } from 'node:net';
+import { readBody } from '../body.ts';
 import { printable } from '../errors.ts';
 import { isLoopbackAddress, reachOf } from './address.ts';
 
@@ -53,7 +54,7 @@ export async function download(uri: string, options: DownloadOptions): Promise<D
   request.on('error', () => {});
   try {
     const [response] = (await once(request, 'response')) as [IncomingMessage];
-    return { text: await readBody(response, maxBytes), headers: response.headers };
+    return { text: await readAnswer(response, maxBytes), headers: response.headers };
   } catch (error) {
     signal.throwIfAborted();
     throw withReason(error as Error);
@@ -62,8 +63,8 @@ export async function download(uri: string, options: DownloadOptions): Promise<D
   }
 }
 
-/** Counts the body as it streams, so that what is too large is never held (attack D2). */
-async function readBody(response: IncomingMessage, maxBytes: number): Promise<string> {
+/** The body of an answer that is as it should be. */
+async function readAnswer(response: IncomingMessage, maxBytes: number): Promise<string> {
   const { statusCode = 0, headers } = response;
   if (statusCode >= 300 && statusCode < 400) {
     // Attack D3: it could lead to an address that only this machine can reach, or away from https.
@@ -75,14 +76,9 @@ async function readBody(response: IncomingMessage, maxBytes: number): Promise<st
   }
   const tooLong = new Error(`the answer is longer than jwks.maxBytes (${maxBytes})`);
   if (Number(headers['content-length'] ?? 0) > maxBytes) throw tooLong;
-  const chunks: Buffer[] = [];
-  let bytes = 0;
-  for await (const chunk of response as AsyncIterable<Buffer>) {
-    bytes += chunk.length;
-    if (bytes > maxBytes) throw tooLong;
-    chunks.push(chunk);
-  }
-  return Buffer.concat(chunks).toString('utf8');
+  const text = await readBody(response, maxBytes);
+  if (text === undefined) throw tooLong;
+  return text;
 }
 
 /** A resolver that hands out only addresses which the name may have (attack D3). One that it may not have spoils all. */

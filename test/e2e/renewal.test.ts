@@ -315,7 +315,7 @@ describe('a revocation', () => {
     fetch(`http://127.0.0.1:${stack.proxy.counts().adminPort}${path}`, {
       method: 'POST',
       body,
-      headers,
+      headers: { 'content-type': 'application/json', ...headers },
     });
 
   it.each<[string, () => object]>([
