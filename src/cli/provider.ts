@@ -3,7 +3,20 @@
  *
  * Writes nothing that the proxy would not accept, and replaces no provider that is there.
  */
-import { readFileSync, realpathSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { randomUUID } from 'node:crypto';
+import {
+  closeSync,
+  fchmodSync,
+  fchownSync,
+  fstatSync,
+  openSync,
+  readFileSync,
+  realpathSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { dirname, resolve } from 'node:path';
 import { Command, Option } from 'commander';
 import { type Config, type ConfigInput, loadConfig, parseConfig } from '../config.ts';
@@ -132,7 +145,7 @@ async function add(name: string, options: AddOptions): Promise<void> {
   const edited = addMember(text, 'providers', name, settings);
   const config = check(file, edited, name);
   const reports = options.offline ? [] : await fetchKeys(name, config);
-  if (!options.dryRun) replaceFile(file, edited);
+  if (!options.dryRun) replaceFile(file, text, edited);
   if (json) {
     const written = options.dryRun === undefined;
     console.log(
@@ -285,17 +298,33 @@ function reportKeys(reports: readonly KeyReport[], { dryRun, offline }: AddOptio
   }
 }
 
-/** Replaces the file in one step: a proxy that watches it never reads half of it. Its mode stays. */
-function replaceFile(file: string, text: string): void {
+/**
+ * Replaces the file in one step: a proxy that watches it never reads half of it. Its owner and its mode stay; where they cannot,
+ * or where somebody else has changed it from what it was, it stays as it is.
+ */
+function replaceFile(file: string, before: string, text: string): void {
   const target = realpathSync(file);
-  const draft = `${target}.${process.pid}.tmp`;
+  const draft = `${target}.${randomUUID()}.tmp`;
+  let made: number | undefined;
   try {
-    writeFileSync(draft, text, { mode: statSync(target).mode, flag: 'wx' });
+    const { mode, uid, gid } = statSync(target);
+    made = openSync(draft, 'wx', 0o600);
+    writeFileSync(made, text);
+    const own = fstatSync(made);
+    if (own.uid !== uid || own.gid !== gid) fchownSync(made, uid, gid);
+    // Not when it is made: the umask would have its say.
+    fchmodSync(made, mode & 0o7777);
+    if (readFileSync(target, 'utf8') !== before) {
+      throw new CommandError('failure', `${file} was changed meanwhile; nothing is written`);
+    }
     renameSync(draft, target);
   } catch (error) {
-    rmSync(draft, { force: true });
+    if (made !== undefined) rmSync(draft, { force: true });
+    if (error instanceof CommandError) throw error;
     const { code } = error as NodeJS.ErrnoException;
     throw new CommandError('failure', `${file} cannot be written (${code ?? 'unknown error'})`);
+  } finally {
+    if (made !== undefined) closeSync(made);
   }
 }
 

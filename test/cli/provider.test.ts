@@ -1,9 +1,12 @@
 /** `pgjot provider`, with issuers that are as they should be and others; as a process of its own where its exit status counts. */
+import { writeFileSync } from 'node:fs';
 import {
   chmod,
+  chown,
   lstat,
   mkdir,
   mkdtemp,
+  readdir,
   readFile,
   rm,
   stat,
@@ -346,6 +349,58 @@ describe('pgjot provider add', () => {
     expect((await lstat(file)).isSymbolicLink()).toBe(true);
     expect((await stat(real)).mode & 0o777).toBe(0o640);
     expect(providersNow()['new']).toBeDefined();
+  });
+
+  it('keeps a mode that the umask would not let it have', async () => {
+    await chmod(file, 0o666);
+
+    await run('add', 'new', '--preset', 'clerk', '--domain', 'c.example.com', '--offline');
+
+    expect((await stat(file)).mode & 0o777).toBe(0o666);
+  });
+
+  it('keeps the owner of the file, where it may', async () => {
+    if (process.getuid?.() !== 0) return console.warn('not tested: only root may give files away');
+    await chown(file, 1234, 2345);
+
+    await run('add', 'new', '--preset', 'clerk', '--domain', 'c.example.com', '--offline');
+
+    expect(await stat(file)).toMatchObject({ uid: 1234, gid: 2345 });
+    expect(providersNow()['new']).toBeDefined();
+  });
+
+  it('leaves the files beside it alone, and none behind', async () => {
+    await writeFile(`${file}.${process.pid}.tmp`, 'of somebody else');
+
+    await run('add', 'new', '--preset', 'clerk', '--domain', 'c.example.com', '--offline');
+
+    expect(providersNow()['new']).toBeDefined();
+    expect(await readFile(`${file}.${process.pid}.tmp`, 'utf8')).toBe('of somebody else');
+    expect(await readdir(folder)).toHaveLength(2);
+  });
+
+  it('overwrites nothing that was written while it asked for the keys', async () => {
+    const theirs = BEFORE.replace('700', '800');
+    answer = (_, response) => {
+      writeFileSync(file, theirs);
+      response.setHeader('content-type', 'application/json');
+      response.end(JSON.stringify({ keys: issuer.keys.map(({ jwk }) => jwk) }));
+    };
+
+    const options = [
+      '--issuer',
+      'https://x.example',
+      '--jwks',
+      `${liarUrl()}/k`,
+      '--audience',
+      'a',
+    ];
+    const { status, stderr } = await run('add', 'new', ...options);
+
+    expect(status).toBe(1);
+    expect(stderr).toBe('pgjot: proxy.config.json was changed meanwhile; nothing is written\n');
+    expect(await textNow()).toBe(theirs);
+    expect(await readdir(folder)).toHaveLength(1);
   });
 });
 

@@ -493,6 +493,21 @@ describe('a reload', () => {
     expect(cause).toBe('the claim at /role does not name role "authenticated"');
   });
 
+  it('tells of an administrator’s token that was replaced, for which a restart is due', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'pgjot-admin-token-'));
+    onTestFinished(() => rm(folder, { recursive: true, force: true }));
+    const file = join(folder, 'token');
+    await writeFile(file, 'an-administrators-token-of-32-characters');
+    await using stack = await startStack({ admin: { port: 0, token: { file } } });
+    await writeFile(file, 'another-administrators-token-of-32-characters');
+
+    stack.proxy.reload(parseConfig(stack.config));
+
+    const line = await stack.logged(({ event }) => event === 'reloaded');
+    expect(line['needsRestart']).toEqual(['admin.token']);
+    expect(stack.logs.join()).not.toContain('administrators-token');
+  });
+
   it('keeps the sessions of an issuer that spells itself in two ways, as long as both are configured', async () => {
     await using stack = await startStack({ provider: { issuer: ['one-way', 'the-other'] } });
     const alice = await signIn(stack, 'alice', { iss: 'the-other' });
