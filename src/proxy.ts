@@ -85,6 +85,7 @@ export function createProxy(
   let clients = 0;
   let server: Server | undefined;
   let admin: Admin | undefined;
+  let starting: Promise<Address> | undefined;
   let leaving = false;
 
   const house: House = {
@@ -158,8 +159,28 @@ export function createProxy(
     endObjected('objection');
   };
 
+  const open = async (): Promise<Address> => {
+    const { host, port } = config.listen;
+    generation.context.verifier.warm();
+    server = await listen({ host, port }, onArrival, (error) => {
+      logger.error({ event: 'accept_failed', cause: error.message });
+    });
+    if (config.admin !== undefined) {
+      admin = await startAdmin(config.admin, {
+        revoke: (entry) => generation.revocations.add(entry),
+        reload() {
+          if (readConfig === undefined) throw refusal('was not read from a file');
+          reload(readConfig());
+        },
+      });
+    }
+    return addressOf(server);
+  };
+
   const leave = async (graceMs: number): Promise<void> => {
     leaving = true;
+    // What is about to listen must be there to be closed.
+    await starting?.catch(() => {});
     const closed = new Promise<void>((resolve) =>
       server?.listening ? server.close(() => resolve()) : resolve(),
     );
@@ -171,23 +192,7 @@ export function createProxy(
   };
 
   return {
-    async start() {
-      const { host, port } = config.listen;
-      generation.context.verifier.warm();
-      server = await listen({ host, port }, onArrival, (error) => {
-        logger.error({ event: 'accept_failed', cause: error.message });
-      });
-      if (config.admin !== undefined) {
-        admin = await startAdmin(config.admin, {
-          revoke: (entry) => generation.revocations.add(entry),
-          reload() {
-            if (readConfig === undefined) throw refusal('was not read from a file');
-            reload(readConfig());
-          },
-        });
-      }
-      return addressOf(server);
-    },
+    start: () => (starting ??= open()),
     reload,
     revoke: (entry) => generation.revocations.add(entry),
     drain: () => leave(generation.config.sessions.drainTimeoutMs),

@@ -7,7 +7,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pino } from 'pino';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { ConfigError, createProxy, parseConfig, type Config } from '../src/proxy.ts';
+import { ConfigError, createProxy, parseConfig, type ConfigInput } from '../src/proxy.ts';
+import { openResources } from './support/sockets.ts';
 import { until } from './support/stack.ts';
 
 let folder: string;
@@ -33,30 +34,42 @@ afterEach(async () => {
   rmSync(folder, { recursive: true, force: true });
 });
 
-const configOf = (path: string): Config =>
-  parseConfig({
-    listen: { port: 0 },
-    providers: {
-      own: {
-        issuer: 'https://id.example.com',
-        jwksUri: `http://127.0.0.1:${(issuer.address() as AddressInfo).port}/${path}`,
-        audience: 'app',
-        roles: ['authenticated'],
-      },
+const inputOf = (path: string): ConfigInput => ({
+  listen: { port: 0 },
+  providers: {
+    own: {
+      issuer: 'https://id.example.com',
+      jwksUri: `http://127.0.0.1:${(issuer.address() as AddressInfo).port}/${path}`,
+      audience: 'app',
+      roles: ['authenticated'],
     },
-    upstreams: {
-      main: {
-        host: '127.0.0.1',
-        port: 1,
-        database: 'app',
-        secret: { file: join(folder, 'secret') },
-        roles: { authenticated: { slots: 1 } },
-      },
+  },
+  upstreams: {
+    main: {
+      host: '127.0.0.1',
+      port: 1,
+      database: 'app',
+      secret: { file: join(folder, 'secret') },
+      roles: { authenticated: { slots: 1 } },
     },
-    jwks: { timeoutMs: 30_000 },
-    limits: { loginTimeoutMs: 60_000 },
-    log: { level: 'error' },
-  });
+  },
+  jwks: { timeoutMs: 30_000 },
+  limits: { loginTimeoutMs: 60_000 },
+  log: { level: 'error' },
+});
+const configOf = (path: string) => parseConfig(inputOf(path));
+
+it('a proxy that ends while it starts listens nowhere', async () => {
+  const before = openResources();
+  const config = parseConfig({ ...inputOf('first'), admin: { port: 0 } });
+  const proxy = createProxy(config, { logger: pino({ level: 'silent' }) });
+  const started = proxy.start();
+
+  await proxy.close();
+
+  await started;
+  await until(() => openResources().TCPServerWrap === before.TCPServerWrap, 2_000);
+});
 
 describe('a proxy that ends after a reload', () => {
   it('asks no issuer any more, of whatever configuration', async () => {

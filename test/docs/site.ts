@@ -11,6 +11,7 @@ import { pino } from 'pino';
 import { createProxy, parseConfig, type ConfigInput, type Proxy } from '../../src/proxy.ts';
 import { ROOT, runShell, type CliResult } from '../support/cli.ts';
 import { startIssuer, type Issuer } from '../support/issuer.ts';
+import { type Closers, fromParts } from '../support/parts.ts';
 import { startTestPostgres, type TestPostgresOptions, withSuperuser } from '../support/postgres.ts';
 import { SECRET } from '../support/stack.ts';
 
@@ -38,28 +39,13 @@ const ADMIN = { user: 'app_admin', password: 'app_admin' } as const;
 
 /** Starts the server and an issuer; the proxy starts when the first user signs in. */
 export async function startSite(options: TestPostgresOptions = {}): Promise<Site> {
-  const closers: (() => Promise<unknown>)[] = [];
-  const close = async (): Promise<void> => {
-    const last = closers.pop();
-    if (last === undefined) return;
-    try {
-      await last();
-    } finally {
-      await close();
-    }
-  };
-  try {
-    return { ...(await build(options, closers)), close, [Symbol.asyncDispose]: close };
-  } catch (error) {
-    await close();
-    throw error;
-  }
+  return fromParts((closers) => build(options, closers));
 }
 
 /** Pushes to `closers` what ends each part, as soon as it has begun. */
 async function build(
   options: TestPostgresOptions,
-  closers: (() => Promise<unknown>)[],
+  closers: Closers,
 ): Promise<Omit<Site, 'close' | typeof Symbol.asyncDispose>> {
   const folder = await mkdtemp(join(tmpdir(), 'pgjot-site-'));
   closers.push(() => rm(folder, { recursive: true, force: true }));

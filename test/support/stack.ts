@@ -13,6 +13,7 @@ import { createProxy, parseConfig, type ConfigInput, type Proxy } from '../../sr
 import { install, installDemo } from '../../src/session-sql/install.ts';
 import { createAuthority, type Authority } from './certificate.ts';
 import { startIssuer, type Issuer, type MintOptions } from './issuer.ts';
+import { type Closers, fromParts } from './parts.ts';
 import {
   startTestPostgres,
   type TestPostgres,
@@ -94,30 +95,14 @@ export interface Stack extends AsyncDisposable {
 
 /** Starts everything; about a second, two with a standby. What was started before something failed is stopped again. */
 export async function startStack(options: StackOptions = {}): Promise<Stack> {
-  const closers: (() => Promise<unknown>)[] = [];
-  const close = async (): Promise<void> => {
-    const last = closers.pop();
-    if (last === undefined) return;
-    try {
-      await last();
-    } finally {
-      await close();
-    }
-  };
-  try {
-    return await build(options, closers, close);
-  } catch (error) {
-    await close();
-    throw error;
-  }
+  return fromParts((closers) => build(options, closers));
 }
 
 /** Pushes to `closers` what ends each part, as soon as it has begun. */
 async function build(
   options: StackOptions,
-  closers: (() => Promise<unknown>)[],
-  close: () => Promise<void>,
-): Promise<Stack> {
+  closers: Closers,
+): Promise<Omit<Stack, 'close' | typeof Symbol.asyncDispose>> {
   const roles = { authenticated: { slots: options.slots ?? 20 }, ...options.roles };
   const authority = createAuthority();
   const { primary, standby } = await startServers(options, roles, authority, closers);
@@ -174,8 +159,6 @@ async function build(
         logs.map((line) => JSON.parse(line) as Record<string, unknown>).find(matches),
       );
     },
-    close,
-    [Symbol.asyncDispose]: close,
   };
 }
 
@@ -209,7 +192,7 @@ async function startServers(
   options: StackOptions,
   roles: Roles,
   authority: Authority,
-  closers: (() => Promise<unknown>)[],
+  closers: Closers,
 ): Promise<{ primary: TestPostgres; standby: Standby | undefined }> {
   const { session = 'portable', version, onLog } = options;
   const { cert, key } = authority.issue();
