@@ -115,11 +115,19 @@ export function createGeneration(
       if (objection !== undefined) throw objection;
       return identity;
     },
-    acquire(identity, parameters, signal) {
+    async acquire(identity, parameters, signal) {
       // Of the generation that has judged the identity, or one that is newer still.
-      const pool = house.current().pools.get(identity.upstream);
-      if (pool === undefined) throw new ProxyError('role_forbidden', { role: identity.role });
-      return pool.acquire(identity, parameters, signal);
+      const current = () => house.current().pools.get(identity.upstream);
+      for (;;) {
+        const pool = current();
+        if (pool === undefined) throw new ProxyError('role_forbidden', { role: identity.role });
+        try {
+          return await pool.acquire(identity, parameters, signal);
+        } catch (error) {
+          // Another one may have taken its place meanwhile, perhaps for the very reason that this one failed.
+          if (signal.aborted || pool === current()) throw error;
+        }
+      }
     },
   };
 

@@ -493,6 +493,25 @@ describe('a reload', () => {
     expect(cause).toBe('the claim at /role does not name role "authenticated"');
   });
 
+  it('has logins that fail at the old upstream try at the new one', async () => {
+    await using stack = await startStack({ slots: 1, upstream: { acquireTimeoutMs: 700 } });
+    const alice = await signIn(stack, 'alice');
+    const { main } = stack.config.upstreams;
+    const bob = signIn(stack, 'bob');
+    await until(() => stack.proxy.counts().upstreams['main']?.['authenticated']?.waiting === 1);
+
+    stack.proxy.reload(
+      parseConfig({
+        ...stack.config,
+        upstreams: { main: { ...(main as NonNullable<typeof main>), acquireTimeoutMs: 8_000 } },
+      }),
+    );
+    await until(() => stack.proxy.counts().upstreams['main']?.['authenticated']?.waiting === 1);
+    await alice.end();
+
+    expect(await one(await bob, 'select auth.user_id()')).toBe('bob');
+  });
+
   it('tells of an administrator’s token that was replaced, for which a restart is due', async () => {
     const folder = await mkdtemp(join(tmpdir(), 'pgjot-admin-token-'));
     onTestFinished(() => rm(folder, { recursive: true, force: true }));
