@@ -1,7 +1,7 @@
 /**
  * Logs in to PostgreSQL as a slot: StartupMessage from nothing, SCRAM, until the first ReadyForQuery.
  *
- * Reads bounded frames of our own and leaves what follows in the stream; the SCRAM arithmetic is `pg`'s.
+ * Reads bounded frames of our own and leaves what follows in the stream; the arithmetic is in `scram.ts`.
  * A server is trusted no more than a client here: every length is capped, and no order of messages is assumed.
  *
  * https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-START-UP
@@ -9,7 +9,6 @@
 import { Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { TLSSocket } from 'node:tls';
-import sasl from 'pg/lib/crypto/sasl.js';
 import type { UpstreamConfig } from '../config.ts';
 import { ProxyError } from '../errors.ts';
 import { isLoopback, upstreamTlsMode } from '../exposure.ts';
@@ -23,7 +22,9 @@ import {
 } from '../wire/frontend.ts';
 import { EndOfStream } from '../wire/read.ts';
 import { encodeStartupMessage, MAX_STARTUP_BYTES } from '../wire/startup.ts';
+import { serverEndPoint } from './channel-binding.ts';
 import { KEEPALIVES, dial } from './dial.ts';
+import { KeyRing, ScramExchange } from './scram.ts';
 
 /** Whom to log in as, and with which settings. */
 export interface Credentials {
@@ -182,62 +183,36 @@ class Authentication {
   readonly #stream: Duplex;
   readonly #upstream: UpstreamConfig;
   readonly #credentials: Credentials;
-  /** What SCRAM binds itself to: `pg` binds only where a stream is given, and then prefers SCRAM-SHA-256-PLUS. */
-  readonly #bindable: TLSSocket | null;
-  #session: sasl.Session | undefined;
+  #exchange: ScramExchange | undefined;
   #serverProven = false;
 
   constructor(stream: Duplex, upstream: UpstreamConfig, credentials: Credentials) {
     this.#stream = stream;
     this.#upstream = upstream;
     this.#credentials = credentials;
-    this.#bindable = stream instanceof TLSSocket ? stream : null;
   }
 
   async answer(frame: Frame): Promise<void> {
-    if (frame.body.length < 4) throw unexpected(frame);
-    const rest = frame.body.subarray(4);
+    if (this.complete || frame.body.length < 4) throw unexpected(frame);
+    const exchange = this.#exchange;
+    const said = frame.body.subarray(4);
     switch (frame.body.readInt32BE(0)) {
       case AUTHENTICATION.Ok:
-        // A server that skips the proof after SCRAM began is not the one that knows our verifier.
-        if (this.#session !== undefined && !this.#serverProven) throw unexpected(frame);
-        if (!this.#serverProven && !this.#otherwiseKnown()) {
-          throw new ProxyError('upstream_login_rejected', {
-            cause: new Error(
-              'the server lets us in without a proof that it knows our password, and TLS has not verified it',
-            ),
-          });
-        }
-        this.complete = true;
-        return;
+        return this.#finish(frame);
       case AUTHENTICATION.CleartextPassword:
+        if (exchange !== undefined) throw unexpected(frame);
         return this.#sendClearPassword();
-      case AUTHENTICATION.SASL: {
-        const mechanisms = rest.toString('latin1').split('\0').filter(Boolean);
-        this.#session = await scram('upstream_login_rejected', () =>
-          sasl.startSession(mechanisms, this.#bindable),
-        );
-        this.#stream.write(
-          encodeSASLInitialResponse(this.#session.mechanism, this.#session.response),
-        );
-        return;
-      }
+      case AUTHENTICATION.SASL:
+        if (exchange !== undefined) throw unexpected(frame);
+        return this.#beginScram(said.toString('latin1').split('\0').filter(Boolean));
       case AUTHENTICATION.SASLContinue: {
-        const session = this.#session;
-        if (session === undefined) throw unexpected(frame);
-        const { password } = this.#credentials;
-        await scram('upstream_protocol', () =>
-          sasl.continueSession(session, password, rest.toString('latin1'), this.#bindable),
-        );
-        this.#stream.write(encodeSASLResponse(session.response));
+        if (exchange === undefined) throw unexpected(frame);
+        this.#stream.write(encodeSASLResponse(await exchange.respond(said)));
         return;
       }
       case AUTHENTICATION.SASLFinal: {
-        const session = this.#session;
-        if (session === undefined) throw unexpected(frame);
-        await scram('upstream_protocol', () =>
-          sasl.finalizeSession(session, rest.toString('latin1')),
-        );
+        if (exchange === undefined) throw unexpected(frame);
+        exchange.assertProof(said);
         this.#serverProven = true;
         return;
       }
@@ -246,6 +221,31 @@ class Authentication {
           cause: new Error('the server asks for an authentication method other than SCRAM-SHA-256'),
         });
     }
+  }
+
+  #finish(frame: Frame): void {
+    // A server that skips the proof after SCRAM began is not the one that knows our verifier.
+    if (this.#exchange !== undefined && !this.#serverProven) throw unexpected(frame);
+    if (!this.#serverProven && !this.#otherwiseKnown()) {
+      throw new ProxyError('upstream_login_rejected', {
+        cause: new Error(
+          'the server lets us in without a proof that it knows our password, and TLS has not verified it',
+        ),
+      });
+    }
+    this.complete = true;
+  }
+
+  #beginScram(mechanisms: readonly string[]): void {
+    const { user, password } = this.#credentials;
+    const keyRing = keyRingOf(this.#upstream);
+    const exchange = new ScramExchange({
+      mechanisms,
+      binding: bindingOf(this.#stream),
+      keys: (salting) => keyRing.keysOf(user, password, salting),
+    });
+    this.#exchange = exchange;
+    this.#stream.write(encodeSASLInitialResponse(exchange.mechanism, exchange.clientFirst));
   }
 
   /** Whether it is the server even without SCRAM: nobody is in between, TLS vouches for it, or we log in by a certificate. */
@@ -270,16 +270,24 @@ class Authentication {
   }
 }
 
-/** One step of `pg`'s SCRAM, which throws plain errors: each is a server that breaks the rules or cannot prove itself, not a bug of ours. */
-async function scram<T>(
-  code: 'upstream_login_rejected' | 'upstream_protocol',
-  step: () => T | Promise<T>,
-): Promise<T> {
-  try {
-    return await step();
-  } catch (cause) {
-    throw new ProxyError(code, { cause });
+/** What a login over this stream is to be bound to. */
+function bindingOf(stream: Duplex): Buffer | 'impossible' | undefined {
+  if (!(stream instanceof TLSSocket)) return undefined;
+  // Without a hash to bind to it depends on TLS alone whether somebody is in between.
+  return serverEndPoint(stream) ?? (stream.authorized ? undefined : 'impossible');
+}
+
+/** What we log in to each upstream with, for as long as its configuration lives. */
+const keyRings = new WeakMap<UpstreamConfig, KeyRing>();
+
+function keyRingOf(upstream: UpstreamConfig): KeyRing {
+  let keyRing = keyRings.get(upstream);
+  if (keyRing === undefined) {
+    const logins = Object.values(upstream.roles).map(({ slots }) => Math.max(slots, 1));
+    keyRing = new KeyRing(logins.reduce((sum, one) => sum + one, 0));
+    keyRings.set(upstream, keyRing);
   }
+  return keyRing;
 }
 
 /**

@@ -3,7 +3,14 @@
  *
  * Just enough X.509 (RFC 5280) for TLS on loopback; Node can read certificates but not make them.
  */
-import { createHash, generateKeyPairSync, randomBytes, sign, type KeyObject } from 'node:crypto';
+import {
+  constants,
+  createHash,
+  generateKeyPairSync,
+  randomBytes,
+  sign,
+  type KeyObject,
+} from 'node:crypto';
 
 /** A certificate and its key, both PEM. */
 export interface Certificate {
@@ -20,19 +27,78 @@ export interface Authority {
 
 const OID = {
   commonName: [0x55, 0x04, 0x03],
-  ecPublicKeySha256: [0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02],
   subjectAltName: [0x55, 0x1d, 0x11],
   basicConstraints: [0x55, 0x1d, 0x13],
 } as const;
 
 const DAY_MS = 86_400_000;
 
+/** How an authority signs: one of `SIGNING`. */
+export type Signing = keyof typeof SIGNING;
+
+interface SigningAlgorithm {
+  /** AlgorithmIdentifier, in DER. */
+  readonly identifier: Buffer;
+  readonly hash: string | undefined;
+  readonly keys: () => { publicKey: KeyObject; privateKey: KeyObject };
+  readonly pss?: true;
+}
+
+const rsaKeys = () => generateKeyPairSync('rsa', { modulusLength: 2048 });
+const ecKeys = () => generateKeyPairSync('ec', { namedCurve: 'P-256' });
+const NULL = Buffer.from([5, 0]);
+
+function rsa(hash: string, last: number): SigningAlgorithm {
+  const id = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, last];
+  return { identifier: sequence(oid(id), NULL), hash, keys: rsaKeys };
+}
+
+function ecdsa(hash: string, last: number): SigningAlgorithm {
+  const id = [0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, last];
+  return { identifier: sequence(oid(id)), hash, keys: ecKeys };
+}
+
+/** RSASSA-PSS with a salt as long as the hash (RFC 4055). */
+function pss(hash: string, last: number, saltBytes: number): SigningAlgorithm {
+  const hashed = sequence(oid([0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, last]), NULL);
+  const mgf1 = sequence(oid([0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x08]), hashed);
+  const parameters = sequence(
+    der(0xa0, hashed),
+    der(0xa1, mgf1),
+    der(0xa2, der(0x02, Buffer.from([saltBytes]))),
+  );
+  const id = oid([0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x0a]);
+  return { identifier: sequence(id, parameters), hash, keys: rsaKeys, pss: true };
+}
+
+const SIGNING = {
+  'ecdsa-sha224': ecdsa('sha224', 1),
+  'ecdsa-sha256': ecdsa('sha256', 2),
+  'ecdsa-sha384': ecdsa('sha384', 3),
+  'ecdsa-sha512': ecdsa('sha512', 4),
+  'rsa-sha1': rsa('sha1', 5),
+  'rsa-sha224': rsa('sha224', 14),
+  'rsa-sha256': rsa('sha256', 11),
+  'rsa-sha384': rsa('sha384', 12),
+  'rsa-sha512': rsa('sha512', 13),
+  'pss-sha256': pss('sha256', 1, 32),
+  'pss-sha384': pss('sha384', 2, 48),
+  'pss-sha512': pss('sha512', 3, 64),
+  ed25519: {
+    identifier: sequence(oid([0x2b, 0x65, 0x70])),
+    hash: undefined,
+    keys: () => generateKeyPairSync('ed25519'),
+  },
+} as const satisfies Record<string, SigningAlgorithm>;
+
 /** Makes an authority that nobody else trusts. */
-export function createAuthority(): Authority {
-  const keys = generateKeyPairSync('ec', { namedCurve: 'P-256' });
+export function createAuthority(signing: Signing = 'ecdsa-sha256'): Authority {
+  const algorithm: SigningAlgorithm = SIGNING[signing];
+  const keys = algorithm.keys();
   const name = `pgjot test authority ${randomBytes(4).toString('hex')}`;
   const constraints = extension(OID.basicConstraints, sequence(der(0x01, Buffer.from([0xff]))));
   const ca = certificate({
+    algorithm,
     issuer: name,
     signer: keys.privateKey,
     subject: name,
@@ -42,8 +108,9 @@ export function createAuthority(): Authority {
   return {
     ca,
     issue(names = ['localhost', '127.0.0.1']) {
-      const leaf = generateKeyPairSync('ec', { namedCurve: 'P-256' });
+      const leaf = ecKeys();
       const cert = certificate({
+        algorithm,
         issuer: name,
         signer: keys.privateKey,
         subject: names[0] ?? 'localhost',
@@ -56,27 +123,34 @@ export function createAuthority(): Authority {
 }
 
 function certificate(given: {
+  algorithm: SigningAlgorithm;
   issuer: string;
   signer: KeyObject;
   subject: string;
   publicKey: KeyObject;
   extensions: Buffer[];
 }): string {
-  const algorithm = sequence(oid(OID.ecPublicKeySha256));
+  const { identifier, hash, pss: padded } = given.algorithm;
   const serial = createHash('sha256').update(randomBytes(16)).digest().subarray(0, 8);
   serial[0] = (serial[0] as number) & 0x7f;
   const body = sequence(
     der(0xa0, der(0x02, Buffer.from([2]))),
     der(0x02, Buffer.concat([Buffer.from([1]), serial])),
-    algorithm,
+    identifier,
     distinguishedName(given.issuer),
     sequence(time(Date.now() - DAY_MS), time(Date.now() + 30 * DAY_MS)),
     distinguishedName(given.subject),
     given.publicKey.export({ type: 'spki', format: 'der' }),
     der(0xa3, sequence(...given.extensions)),
   );
-  const signature = sign('sha256', body, given.signer);
-  const whole = sequence(body, algorithm, der(0x03, Buffer.concat([Buffer.from([0]), signature])));
+  const signature = sign(hash, body, {
+    key: given.signer,
+    ...(padded && {
+      padding: constants.RSA_PKCS1_PSS_PADDING,
+      saltLength: constants.RSA_PSS_SALTLEN_DIGEST,
+    }),
+  });
+  const whole = sequence(body, identifier, der(0x03, Buffer.concat([Buffer.from([0]), signature])));
   const lines = whole.toString('base64').match(/.{1,64}/g) ?? [];
   return `-----BEGIN CERTIFICATE-----\n${lines.join('\n')}\n-----END CERTIFICATE-----\n`;
 }

@@ -173,6 +173,8 @@ export const failure = (sqlstate: string, message: string, severity = 'FATAL') =
 export interface ScramFaults {
   readonly mechanisms?: readonly string[];
   readonly iterations?: number | string;
+  /** Default: another one at every login. */
+  readonly salt?: Buffer;
   /** Another salted password than the client's. */
   readonly password?: string;
   /** A nonce that does not begin with the client's. */
@@ -189,7 +191,7 @@ export function scram(password: string, faults: ScramFaults = {}): Step {
     const initial = (await readFrame(stream, 10_000, signal)).body.toString('latin1');
     const clientFirst = /n=\*,r=.*$/.exec(initial)?.[0] ?? '';
     const nonce = `${faults.foreignNonce ? 'x' : clientFirst.slice(6)}${randomBytes(9).toString('hex')}`;
-    const salt = randomBytes(16);
+    const salt = faults.salt ?? randomBytes(16);
     const iterations = faults.iterations ?? 4_096;
     const serverFirst = `r=${nonce},s=${salt.toString('base64')},i=${iterations}`;
     stream.write(authentication(11, Buffer.from(serverFirst)));

@@ -8,10 +8,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setImmediate as turn } from 'node:timers/promises';
 import fc from 'fast-check';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import type { UpstreamConfig } from '../../src/config.ts';
 import { ProxyError } from '../../src/errors.ts';
 import { UpstreamError, connect, type UpstreamConnection } from '../../src/upstream/connect.ts';
+import { KeyRing } from '../../src/upstream/scram.ts';
 import { encodeFrame, encodeInt32, encodeString } from '../../src/wire/frame.ts';
 import { createAuthority } from '../support/certificate.ts';
 import * as fake from '../support/fake-postgres.ts';
@@ -31,6 +32,7 @@ beforeEach(async () => {
   await writeFile(caFile, authority.ca);
 });
 afterEach(async () => {
+  vi.restoreAllMocks();
   await rm(folder, { recursive: true });
   await nothingLeaked(before);
 });
@@ -90,6 +92,34 @@ describe('a good server', () => {
       secretKey: Buffer.from('c0ffee00', 'hex'),
     });
     expect(connection?.greeting).toEqual([status, notice]);
+  });
+
+  test('is asked for its salt at every login, and the keys for one salt are derived once', async () => {
+    const derived = vi.spyOn(KeyRing.prototype, 'keysOf');
+    const salt = Buffer.from('the salt of this');
+    const script = [startupMessage, scram(PASSWORD, { salt }), send(ok, keyData, ready)];
+    await using server = await fake.startFakePostgres([...script]);
+    const upstream = fake.upstreamAt(server.port);
+    const credentials = {
+      user: 'pgjot_authenticated_1',
+      password: PASSWORD,
+      role: 'authenticated',
+      parameters: new Map<string, string>(),
+      identity: async () => [],
+    };
+
+    for (let login = 0; login < 2; login++) {
+      const { stream } = await connect(upstream, credentials, new AbortController().signal);
+      stream.destroy();
+    }
+    // Another configuration, such as one with another secret, shares nothing with it.
+    const { stream } = await connect({ ...upstream }, credentials, new AbortController().signal);
+    stream.destroy();
+    await server.verify();
+
+    const [first, second, third] = derived.mock.results.map(({ value }) => value as unknown);
+    expect(second).toBe(first);
+    expect(third).not.toBe(first);
   });
 
   test("gets the slot, the database, the client's settings, and the role last", async () => {
@@ -250,6 +280,25 @@ describe('a server that nobody should believe', () => {
     ['wants 2^31 iterations', [scram(PASSWORD, { iterations: 2 ** 31 })], 'upstream_protocol'],
     ['wants 1e9 iterations', [scram(PASSWORD, { iterations: '1e9' })], 'upstream_protocol'],
     ['wants 0 iterations', [scram(PASSWORD, { iterations: 0 })], 'upstream_protocol'],
+    [
+      'wants fewer iterations than anybody has',
+      [scram(PASSWORD, { iterations: 4_095 })],
+      'upstream_protocol',
+    ],
+    [
+      'asks for SCRAM twice',
+      [send(authentication(10, encodeString('SCRAM-SHA-256'), Buffer.from([0]))), scram(PASSWORD)],
+      'upstream_protocol',
+    ],
+    [
+      'asks for a clear password after SCRAM began',
+      [
+        send(authentication(10, encodeString('SCRAM-SHA-256'), Buffer.from([0]))),
+        send(authentication(3)),
+      ],
+      'upstream_protocol',
+    ],
+    ['says Ok twice', [send(ok, ok)], 'upstream_protocol'],
     [
       'goes on with SCRAM that never began',
       [send(authentication(11, Buffer.from('r=x,s=eA==,i=1')))],
