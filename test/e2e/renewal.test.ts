@@ -348,6 +348,21 @@ describe('a revocation', () => {
     );
   });
 
+  it('refuses a login at once that is waiting for its session', async () => {
+    await using other = await startStack({ slots: 1, upstream: { acquireTimeoutMs: 9_000 } });
+    const heidi = await signIn(other, 'heidi');
+    const ivan = signIn(other, 'ivan').catch((error: Error) => error);
+    await until(() => other.proxy.counts().upstreams['main']?.['authenticated']?.waiting === 1);
+    const startedAt = performance.now();
+
+    other.proxy.revoke({ sub: 'ivan' });
+
+    expect(await ivan).toMatchObject({ code: '28P01' });
+    expect(performance.now() - startedAt).toBeLessThan(1_000);
+    expect(await one(heidi, 'select auth.user_id()')).toBe('heidi');
+    await until(() => other.proxy.counts().upstreams['main']?.['authenticated']?.waiting === 0);
+  });
+
   it('of all tokens that were issued before is none of nobody', async () => {
     await using other = await startStack({
       roles: { anonymous: { slots: 1 } },
