@@ -81,6 +81,11 @@ const listen = z.strictObject({
 
 const role = z.strictObject({
   slots: z.int().min(1).max(10_000),
+  maxConnections: z
+    .int()
+    .min(1)
+    .optional()
+    .describe('How many of them this proxy may use at once. Default: all.'),
   attributes: z
     .array(z.enum(ROLE_ATTRIBUTES))
     .optional()
@@ -107,6 +112,42 @@ const lookup = z.strictObject({
     .boolean()
     .default(true)
     .describe('Refuse the login where there is no row. Otherwise the claim is null.'),
+});
+
+const pool = z.strictObject({
+  mode: z.enum(['session']).default('session').describe('One upstream session for each client.'),
+  reuse: z
+    .enum(['same-identity', 'never', 'any'])
+    .default('same-identity')
+    .describe(
+      'Who may have a session after its client has left: the same issuer, subject and role with the same settings, nobody, or any user of the role.',
+    ),
+  spares: z
+    .int()
+    .min(0)
+    .max(1_000)
+    .default(4)
+    .describe(
+      'Sessions of each role that are logged in beforehand, for users who have none yet; never more than a quarter of its slots.',
+    ),
+  maxConnections: z
+    .int()
+    .min(1)
+    .optional()
+    .describe('How many sessions there may be, over all roles. Default: as many as slots.'),
+  maxWaiting: z
+    .int()
+    .min(0)
+    .default(1_000)
+    .describe('How many logins of a role may wait for a slot; more are refused at once.'),
+  idleTimeoutMs: milliseconds
+    .min(1_000)
+    .default(60_000)
+    .describe('How long a session waits for its user to come back, give or take a tenth.'),
+  lifetimeMs: milliseconds
+    .min(1_000)
+    .default(3_600_000)
+    .describe('How old a session may be when it is used again, give or take a tenth.'),
 });
 
 const upstream = z.strictObject({
@@ -153,6 +194,7 @@ const upstream = z.strictObject({
       'Let the proxy mend slots that a user has spoilt. `pgjot setup` then makes a role with CREATEROLE, pgjot_healer, for one function that does nothing else.',
     ),
   connectTimeoutMs: milliseconds.min(1).default(3_000),
+  pool: pool.prefault({}).describe('What becomes of sessions whose client has left.'),
   acquireTimeoutMs: milliseconds
     .min(1)
     .default(8_000)

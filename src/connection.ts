@@ -109,8 +109,9 @@ export async function serve(
       outcome = await serveSession(client, { asking, identity, lease }, context, log);
       log.onEnd(outcome);
     } finally {
-      const busy = outcome?.busy ?? true;
-      released = Promise.all([lease.release(busy), context.cancels.revoke(cancelKey)]);
+      const { busy = true, idle = false, reported = true } = outcome ?? {};
+      const cancelled = context.cancels.revoke(cancelKey);
+      released = Promise.all([lease.release({ busy, idle, reported, cancelled }), cancelled]);
     }
   } catch (error) {
     const failure = ProxyError.from(error, log.session);

@@ -183,7 +183,6 @@ export class SharedPool {
   readonly secret: string;
   readonly #pool: Pool;
   #leases = 0;
-  #retired = false;
   #whenUnused: (() => void) | undefined;
 
   constructor(pool: Pool, upstream: UpstreamConfig, secret: string) {
@@ -197,8 +196,8 @@ export class SharedPool {
     try {
       const lease = await this.#pool.acquire(...given);
       let counted = true;
-      const release = (busy: boolean) =>
-        lease.release(busy).finally(() => {
+      const release: Lease['release'] = (departure) =>
+        lease.release(departure).finally(() => {
           if (counted) this.#giveBack();
           counted = false;
         });
@@ -215,8 +214,7 @@ export class SharedPool {
 
   /** Closes the pool when its last session is released; until then it keeps no slot that its successor could use. */
   async retire(): Promise<void> {
-    this.#retired = true;
-    this.#pool.giveBack();
+    this.#pool.retire();
     if (this.#leases > 0) {
       await new Promise<void>((resolve) => {
         this.#whenUnused = resolve;
@@ -227,7 +225,6 @@ export class SharedPool {
 
   #giveBack(): void {
     this.#leases--;
-    if (this.#retired) this.#pool.giveBack();
     if (this.#leases === 0) this.#whenUnused?.();
   }
 }

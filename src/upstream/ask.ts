@@ -9,8 +9,9 @@ import { readFrame, type Frame } from '../wire/frame.ts';
 import { EndOfStream } from '../wire/read.ts';
 import { UpstreamError, asProxyError, type UpstreamConnection } from './connect.ts';
 
-const MAX_ANSWER_BYTES = 65_536;
-const MAX_ANSWER_FRAMES = 256;
+/** Far above any answer to a question of ours. */
+export const MAX_ANSWER_BYTES = 65_536;
+export const MAX_ANSWER_FRAMES = 256;
 const REPORTS: ReadonlySet<number> = new Set([BACKEND.ParameterStatus, BACKEND.NoticeResponse]);
 const PASSED_OVER: ReadonlySet<number> = new Set([
   BACKEND.ParseComplete,
@@ -29,11 +30,19 @@ const PASSED_OVER: ReadonlySet<number> = new Set([
  *   shutting down; upstream_protocol; upstream_lost.
  */
 export async function ask(
-  { stream, greeting }: UpstreamConnection,
+  connection: UpstreamConnection,
   query: Buffer,
   signal: AbortSignal,
 ): Promise<(string | null)[]> {
-  stream.write(query);
+  connection.stream.write(query);
+  return readAnswer(connection, signal);
+}
+
+/** The one row of a query that has been sent already; else as `ask`. */
+export async function readAnswer(
+  { stream, greeting }: UpstreamConnection,
+  signal: AbortSignal,
+): Promise<(string | null)[]> {
   let row: (string | null)[] | undefined;
   let failure: Frame | undefined;
   try {

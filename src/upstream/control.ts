@@ -13,6 +13,7 @@ import { ProxyError } from '../errors.ts';
 import { upstreamTlsMode } from '../exposure.ts';
 import { CONTROL_ROLE, derivePassword } from '../session-sql/credentials.ts';
 import { encodeErrorFields } from '../wire/backend.ts';
+import { inBatches } from './batch.ts';
 import { KEEPALIVES, upstreamTlsOptions } from './dial.ts';
 
 /** A backend of ours: its process id, and when it started in microseconds since the epoch, as PostgreSQL wrote it. */
@@ -138,6 +139,9 @@ export function createControl(upstream: UpstreamConfig, path: string, onLoss: ()
     return answer;
   };
 
+  const bind = inBatches((columns) => query(BIND, columns), isAnswer);
+  const unbind = inBatches((columns) => query(UNBIND, columns), isAnswer);
+
   return {
     async lease(role, count) {
       const result = await query(LEASE, [role, count]);
@@ -146,13 +150,9 @@ export function createControl(upstream: UpstreamConfig, path: string, onLoss: ()
     async giveBack(slots) {
       if (slots.length > 0) await query(GIVE_BACK, [slots]);
     },
-    async bind({ pid, start }, claims, expiresAt) {
-      await query(BIND, [pid, start, claims, Math.floor(expiresAt)]);
-    },
-    async unbind({ pid, start }) {
-      const result = await query(UNBIND, [pid, start]);
-      return (result.rows[0] as { alive: boolean }).alive;
-    },
+    bind: ({ pid, start }, claims, expiresAt) =>
+      bind([pid, start, claims, Math.floor(expiresAt)]).then(() => {}),
+    unbind: ({ pid, start }) => unbind([pid, start]).then(({ alive }) => alive as boolean),
     async terminate({ pid, start }) {
       await query(TERMINATE, [pid, start]);
     },
@@ -196,8 +196,19 @@ const GIVE_BACK: Statement = {
   name: 'pgjot_release',
   text: 'select pgjot.release(slot) from pg_catalog.unnest($1::name[]) as slot',
 };
-const BIND: Statement = { name: 'pgjot_bind', text: 'select pgjot.bind($1, $2, $3, $4)' };
-const UNBIND: Statement = { name: 'pgjot_unbind', text: 'select pgjot.unbind($1, $2) as alive' };
+const BIND: Statement = {
+  name: 'pgjot_bind',
+  text:
+    'select pgjot.bind(b.pid, b.start, b.claims::pg_catalog.jsonb, b.expires)' +
+    ' from rows from (pg_catalog.unnest($1::int4[]), pg_catalog.unnest($2::int8[]),' +
+    ' pg_catalog.unnest($3::text[]), pg_catalog.unnest($4::int8[])) as b (pid, start, claims, expires)',
+};
+const UNBIND: Statement = {
+  name: 'pgjot_unbind',
+  text:
+    'select pgjot.unbind(b.pid, b.start) as alive' +
+    ' from rows from (pg_catalog.unnest($1::int4[]), pg_catalog.unnest($2::int8[])) as b (pid, start)',
+};
 const TERMINATE: Statement = { name: 'pgjot_terminate', text: 'select pgjot.terminate($1, $2)' };
 const IS_SPOILT: Statement = {
   name: 'pgjot_is_spoilt',
@@ -217,6 +228,13 @@ async function within<T>(ms: number, promise: Promise<T> | undefined): Promise<T
   });
   const settled = promise?.catch(() => undefined);
   return Promise.race([settled, timeout]).finally(() => clearTimeout(timer));
+}
+
+/** Whether a question failed because PostgreSQL said so, and not because it could not be asked. */
+export function isAnswer(error: unknown): boolean {
+  return (
+    ProxyError.is(error, 'upstream_rejected') || ProxyError.is(error, 'upstream_login_rejected')
+  );
 }
 
 /** What an answer of the server to us, not to the client, means for the client that waits. */

@@ -1,36 +1,36 @@
 /**
- * Gets a session for a role: from slot to slot until one is fit, and again while the server is not there yet.
+ * Gets a session for a role: one that was kept for such a user, or from slot to slot until one is fit to log in with.
  *
  * Tells apart what one slot's last user did to it, what is wrong for all of them, and what another slot would not
  * mend. Puts no identity on anything.
  */
-import { setTimeout as delay } from 'node:timers/promises';
 import { ProxyError } from '../errors.ts';
 import { disconnect, UpstreamError, type UpstreamConnection } from './connect.ts';
 import type { Control } from './control.ts';
 import type { Healing } from './healing.ts';
-import { hello, type Hello } from './session.ts';
-import { QUARANTINE_MS, type Slot, type Slots } from './slots.ts';
+import { hello, type Hello, type Session } from './session.ts';
+import { QUARANTINE_MS, type Slot, type SlotRequest, type Slots } from './slots.ts';
 
 // A login that was given up half-way is over by then.
 const IN_USE_MS = 500;
 // Long enough that the next login tries others, short enough that a mended configuration works at once.
 const REFUSED_MS = 500;
-const RETRY_MS = [50, 100, 200, 400, 500] as const;
 
 /** Logs in as a slot. */
 export type Opener = (slot: string, signal: AbortSignal) => Promise<UpstreamConnection>;
 
-/** A session that a slot has got into, and that is nobody's yet. */
+/** A session on a slot: one that was kept, or one that is new and nobody's yet. */
 export interface Entered {
-  readonly slot: Slot;
-  readonly connection: UpstreamConnection;
-  readonly backend: Hello;
+  readonly slot: Slot<Session>;
+  readonly session: Session;
 }
 
 /** What `enter` needs beside the slots. */
 export interface Door {
   readonly open: Opener;
+  /** A new session, and what is to be known of it beside its connection. */
+  readonly describe: (connection: UpstreamConnection, backend: Hello) => Session;
+  readonly request: Omit<SlotRequest, 'patienceMs'>;
   readonly control: Control;
   /** Until when to wait for a slot, and go from slot to slot, on the clock of `performance.now()`: one for the whole login. */
   readonly deadline: number;
@@ -46,16 +46,22 @@ export interface Door {
  *
  * @throws {ProxyError} pool_timeout, upstream_login_rejected, and whatever another slot would not mend.
  */
-export async function enter(slots: Slots, door: Door, signal: AbortSignal): Promise<Entered> {
+export async function enter(
+  slots: Slots<Session>,
+  door: Door,
+  signal: AbortSignal,
+): Promise<Entered> {
   let refusal: ProxyError | undefined;
   let suspect: Refusal | undefined;
   let refused = 0;
   try {
     for (;;) {
       const patienceMs = Math.max(door.deadline - performance.now(), 0);
-      const slot = await slots.acquire(signal, patienceMs).catch((error: unknown) => {
+      const request = { ...door.request, patienceMs };
+      const slot = await slots.acquire(request, signal).catch((error: unknown) => {
         throw ProxyError.is(error, 'pool_timeout') ? (refusal ?? error) : error;
       });
+      if (slot.session !== undefined) return { slot, session: slot.session };
       const entry = await tryEntry(slot, door, signal);
       if (!('error' in entry)) return entry;
       const { fault, error } = entry;
@@ -85,7 +91,7 @@ export async function enter(slots: Slots, door: Door, signal: AbortSignal): Prom
 
 /** A slot with which nobody got in, still to be ended, and whose fault that is. */
 interface Refusal {
-  readonly slot: Slot;
+  readonly slot: Slot<Session>;
   readonly error: ProxyError;
   readonly fault: Fault | undefined;
 }
@@ -96,7 +102,11 @@ interface Refusal {
  */
 type Fault = 'spoilt' | 'refused' | 'in use';
 
-async function tryEntry(slot: Slot, door: Door, signal: AbortSignal): Promise<Entered | Refusal> {
+async function tryEntry(
+  slot: Slot<Session>,
+  door: Door,
+  signal: AbortSignal,
+): Promise<Entered | Refusal> {
   let connection: UpstreamConnection | undefined;
   let error: ProxyError | undefined;
   try {
@@ -105,7 +115,7 @@ async function tryEntry(slot: Slot, door: Door, signal: AbortSignal): Promise<En
     door.lastEntry.at = performance.now();
     if (!backend.dirty) {
       door.healing?.letIn(slot.name);
-      return { slot, connection, backend };
+      return { slot, session: door.describe(connection, backend) };
     }
   } catch (thrown) {
     error = ProxyError.from(thrown);
@@ -167,30 +177,4 @@ function settingsChanged(slot: string): ProxyError {
       `the user of slot ${slot} has changed its settings: run pgjot setup to mend it`,
     ),
   });
-}
-
-/** Tries again for a while when the server is not there or not ready yet, as during a restart. */
-export async function withRetries<T>(
-  forMs: number,
-  signal: AbortSignal,
-  attempt: () => Promise<T>,
-): Promise<T> {
-  const deadline = performance.now() + forMs;
-  for (let tries = 0; ; tries++) {
-    try {
-      return await attempt();
-    } catch (error) {
-      const pause = RETRY_MS[Math.min(tries, RETRY_MS.length - 1)] as number;
-      if (!isTransient(error) || performance.now() + pause > deadline) throw error;
-      await delay(pause, undefined, { signal }).catch(() => signal.throwIfAborted());
-    }
-  }
-}
-
-function isTransient(error: unknown): boolean {
-  if (ProxyError.is(error, 'upstream_unreachable') || ProxyError.is(error, 'upstream_lost'))
-    return true;
-  if (!ProxyError.is(error, 'upstream_rejected')) return false;
-  const cause = error.cause as { sqlstate?: string; code?: string } | undefined;
-  return (cause?.sqlstate ?? cause?.code ?? '').startsWith('57P0');
 }

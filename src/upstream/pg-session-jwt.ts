@@ -22,6 +22,8 @@ const QUESTION = encodeQuery(
 /** The mode. */
 export function createExtensionMode(): SessionMode {
   return {
+    adopts: false,
+    reusable: true,
     async startupParameters({ role, subject, claims, expiresAt }) {
       if (!isExactForExtension(claims.lookup ?? '')) {
         throw setupFailed(

@@ -1,25 +1,29 @@
 /**
- * Gives a verified identity an upstream session of its own, and takes it back.
+ * Gives a verified identity an upstream session, takes it back, and decides who may have it next.
  *
- * For now every lease is a fresh connection that is closed when it comes back: nobody ever meets what
- * somebody else left behind.
+ * By default that is the same issuer, subject and role with the same settings and nobody else; another user gets a spare
+ * that nobody has used, or a fresh connection. One upstream's part of that is here, one role's in `role-pool.ts`.
  */
+import { setMaxListeners } from 'node:events';
 import type { Duplex } from 'node:stream';
-import { setTimeout as delay } from 'node:timers/promises';
 import { readSecret, type UpstreamConfig } from '../config.ts';
 import { ProxyError } from '../errors.ts';
 import type { Identity } from '../identity/policy.ts';
 import { chooseClaims, type SessionClaims } from '../identity/session-claims.ts';
 import { derivePassword } from '../session-sql/credentials.ts';
-import { cancelQuery, type CancelTarget } from './cancel.ts';
-import { connect, disconnect } from './connect.ts';
+import type { CancelTarget } from './cancel.ts';
+import { connect } from './connect.ts';
 import { createControl, type Control } from './control.ts';
-import { enter, withRetries, type Entered, type Opener } from './entry.ts';
-import { createHealing, type HealingListener } from './healing.ts';
-import { createLookup } from './lookup.ts';
+import type { Entered } from './entry.ts';
+import { createHealing, type Healing, type HealingListener } from './healing.ts';
+import { createLookup, type Lookup } from './lookup.ts';
 import { mendSlot } from './mend.ts';
-import { createSessionMode, type SessionIdentity } from './session.ts';
-import { createSlots, QUARANTINE_MS, type Slots } from './slots.ts';
+import type { Departure } from './parting.ts';
+import { Patience } from './patience.ts';
+import { RolePool, type Surroundings } from './role-pool.ts';
+import { createSessionMode, type SessionIdentity, type SessionMode } from './session.ts';
+import type { SlotCounts } from './slots.ts';
+import type { Settings } from './spares.ts';
 
 /** An upstream session that belongs to one client. */
 export interface Lease {
@@ -43,14 +47,14 @@ export interface Lease {
   /** Takes the identity off at once, for whoever it was revoked; the session goes on as nobody's. Never throws. */
   disown(): Promise<void>;
   /**
-   * Takes the identity off and closes the session, cancelling what it still runs when it is `busy`; resolves
-   * when its connection is closed. The slot is free when the backend is gone. Never throws; only the first call counts.
+   * Takes the session back, to be kept for its next user or closed; resolves when it is. A slot is free when its backend
+   * is gone. Never throws; only the first call counts.
    */
-  release(busy: boolean): Promise<void>;
+  release(departure: Departure): Promise<void>;
 }
 
 /** What a pool has to know of an identity. */
-export type Verified = Pick<Identity, 'role' | 'subject' | 'claims' | 'expiresAt'>;
+export type Verified = Pick<Identity, 'role' | 'issuer' | 'subject' | 'claims' | 'expiresAt'>;
 
 /** The sessions of one upstream. */
 export interface Pool {
@@ -67,9 +71,9 @@ export interface Pool {
     signal: AbortSignal,
   ): Promise<Lease>;
   /** How many slots of each role are in which state. */
-  counts(): Readonly<Record<string, ReturnType<Slots['counts']>>>;
-  /** Gives the slots that are free back to the database, for other pools to lease. */
-  giveBack(): void;
+  counts(): Readonly<Record<string, SlotCounts>>;
+  /** Keeps no session and no slot from now on: others are to lease them. Sessions that are in use go on. */
+  retire(): void;
   /** Waits for the sessions that are being released, then ends the control connection. */
   close(): Promise<void>;
 }
@@ -91,7 +95,15 @@ const UNHEARD: PoolListener = {
 const SWEEP_MS = 10_000;
 // Soon, because another proxy may wait for the slots that this one has no use for.
 const GIVE_BACK_MS = 2_000;
-const STUBBORN_MS = 5_000;
+const AGE_MS = 1_000;
+
+/** What was left by a login that came to nothing. */
+const UNFINISHED: Departure = {
+  busy: false,
+  idle: false,
+  reported: false,
+  cancelled: Promise.resolve(),
+};
 
 /**
  * A pool for one upstream; `path` is where it stands in the configuration. Connects when first needed.
@@ -102,156 +114,164 @@ export function createPool(
   path: string,
   listener: PoolListener = UNHEARD,
 ): Pool {
-  const secret = readSecret(upstream.secret, `${path}.secret`);
-  const control = createControl(upstream, path, () => {
-    for (const slots of slotsByRole.values()) slots.forget();
-  });
-  const slotsByRole = new Map(
-    Object.keys(upstream.roles).map((role) => [
-      role,
-      createSlots(role, control, upstream.acquireTimeoutMs),
-    ]),
-  );
-  // Logins and releases.
-  const underWay = new Set<Promise<unknown>>();
-  const giveBack = () => {
-    for (const slots of slotsByRole.values()) slots.giveBack();
-  };
-  const housekeeping = [
-    setInterval(() => void control.sweep().catch(() => {}), SWEEP_MS).unref(),
-    setInterval(giveBack, GIVE_BACK_MS).unref(),
-  ];
-
-  const lookup = createLookup(upstream, path, listener.onLookupFailed);
-  const mode = createSessionMode(upstream, secret, control);
-  const healing = upstream.healSlots
-    ? createHealing((slot) => mendSlot(upstream, secret, slot), listener)
-    : undefined;
-  const door = {
-    control,
-    onQuarantine: listener.onQuarantine,
-    lastEntry: { at: Number.NEGATIVE_INFINITY },
-    healing,
-  };
-
-  /** With the chosen claims, and what is to be known of the subject; of nobody nothing is. */
-  const describe = async (verified: Verified, signal: AbortSignal): Promise<SessionIdentity> => {
-    const claims: SessionClaims = {
-      claims: chooseClaims(verified.claims, upstream.sessionClaims),
-      lookup:
-        verified.subject === undefined ? undefined : await lookup?.row(verified.claims, signal),
-    };
-    return { ...verified, claims };
-  };
-
-  const admit: Pool['acquire'] = async (verified, parameters, signal) => {
-    const { role } = verified;
-    const slots = slotsByRole.get(role);
-    if (slots === undefined) throw new ProxyError('role_forbidden', { role });
-    const identity = await describe(verified, signal);
-    const open: Opener = (slot, until) =>
-      connect(
-        upstream,
-        {
-          user: slot,
-          password: derivePassword(secret, slot),
-          role,
-          parameters,
-          identity: (localPort) => mode.startupParameters(identity, slot, localPort),
-        },
-        until,
-      );
-    const deadline = performance.now() + upstream.acquireTimeoutMs;
-    const { slot, connection, backend } = await withRetries(upstream.connectTimeoutMs, signal, () =>
-      enter(slots, { ...door, open, deadline }, signal),
-    );
-    const { greeting, processId, secretKey } = connection;
-    const cancelTarget = { upstream, processId, secretKey };
-    let released: Promise<void> | undefined;
-    const release = (busy: boolean) => {
-      released ??= track(
-        underWay,
-        leave({ connection, backend, slot }, control, cancelTarget, busy),
-      );
-      return released;
-    };
-    try {
-      await mode.install(connection, backend, identity, signal);
-    } catch (error) {
-      void release(false);
-      throw error;
-    }
-    return {
-      peer: connection,
-      greeting,
-      cancelTarget,
-      slot: slot.name,
-      renew:
-        mode.renew &&
-        (async (renewed, until, assertGood) => {
-          const wanted = await describe(renewed, until);
-          assertGood();
-          // Its backend may have been left, or soon be somebody else's.
-          if (released !== undefined) throw new ProxyError('client_lost');
-          await mode.renew?.(backend, wanted);
-        }),
-      disown: () => control.unbind(backend).then(nothing, nothing),
-      release,
-    };
-  };
-
-  return {
-    acquire(identity, parameters, signal) {
-      const admitted = track(underWay, admit(identity, parameters, signal));
-      return orLeave(admitted, signal, (lease) => void lease.release(false));
-    },
-    counts: () =>
-      Object.fromEntries([...slotsByRole].map(([role, slots]) => [role, slots.counts()])),
-    giveBack,
-    async close() {
-      for (const timer of housekeeping) clearInterval(timer);
-      // A login that was given up ends only when the question that it was at is answered.
-      while (underWay.size > 0) await Promise.allSettled(underWay);
-      await healing?.close();
-      await Promise.all([control.close(), lookup?.close()]);
-    },
-  };
+  return new UpstreamPool(upstream, path, listener);
 }
 
-/**
- * Ends a session: identity off first, so that not one more row is read under it, then the connection,
- * and the slot only when PostgreSQL itself says that the backend is gone.
- */
-async function leave(
-  { connection, backend, slot }: Entered,
-  control: Control,
-  cancelTarget: CancelTarget,
-  busy: boolean,
-): Promise<void> {
-  await control.unbind(backend).catch(() => {});
-  if (busy) await cancelQuery(cancelTarget);
-  await disconnect(connection.stream);
-  for (let pause = 10; pause < STUBBORN_MS; pause *= 2) {
-    // Where nobody could be asked the lease is lost too: `slots` forgets this one, and the next lease looks for live
-    // backends. An answer that is an error says nothing about the backend.
-    const alive = await control.unbind(backend).catch(isAnswer);
-    if (!alive) return slot.release();
-    // The cancel came between two statements, or its user catches every cancel to keep the slot.
-    await control.terminate(backend).catch(() => {});
-    await delay(pause, undefined, { ref: false });
+class UpstreamPool implements Pool {
+  readonly #upstream: UpstreamConfig;
+  readonly #control: Control;
+  readonly #mode: SessionMode;
+  readonly #lookup: Lookup | undefined;
+  readonly #healing: Healing | undefined;
+  readonly #roles: ReadonlyMap<string, RolePool>;
+  /** Logins and releases. */
+  readonly #underWay = new Set<Promise<unknown>>();
+  readonly #housekeeping: readonly NodeJS.Timeout[];
+  readonly #retired = new AbortController();
+
+  constructor(upstream: UpstreamConfig, path: string, listener: PoolListener) {
+    const secret = readSecret(upstream.secret, `${path}.secret`);
+    this.#upstream = upstream;
+    this.#control = createControl(upstream, path, () => this.#eachRole((role) => role.forget()));
+    this.#mode = createSessionMode(upstream, secret, this.#control);
+    this.#lookup = createLookup(upstream, path, listener.onLookupFailed);
+    this.#healing = upstream.healSlots
+      ? createHealing((slot) => mendSlot(upstream, secret, slot), listener)
+      : undefined;
+    // Every spare that is being logged in listens.
+    setMaxListeners(0, this.#retired.signal);
+    const around = this.#surroundings(secret, listener);
+    this.#roles = new Map(
+      Object.keys(upstream.roles).map((role) => [role, new RolePool(role, around)]),
+    );
+    const every = (ms: number, then: () => void) => setInterval(then, ms).unref();
+    this.#housekeeping = [
+      every(SWEEP_MS, () => void this.#control.sweep().catch(nothing)),
+      every(GIVE_BACK_MS, () => this.#eachRole((role) => role.giveBack())),
+      every(AGE_MS, () => this.#eachRole((role) => role.closeAged())),
+    ];
   }
-  // PostgreSQL does not end what hangs in the kernel; whoever gets this slot next would be refused.
-  slot.quarantine(QUARANTINE_MS);
+
+  acquire(identity: Verified, settings: Settings, signal: AbortSignal): Promise<Lease> {
+    const admitted = this.#track(this.#admit(identity, settings, signal));
+    return orLeave(admitted, signal, (lease) => void lease.release(UNFINISHED));
+  }
+
+  counts(): Readonly<Record<string, SlotCounts>> {
+    return Object.fromEntries([...this.#roles].map(([role, pool]) => [role, pool.counts()]));
+  }
+
+  retire(): void {
+    this.#retired.abort(new ProxyError('draining'));
+    this.#eachRole((role) => role.retire());
+  }
+
+  async close(): Promise<void> {
+    this.retire();
+    for (const timer of this.#housekeeping) clearInterval(timer);
+    // A login that was given up ends only when the question that it was at is answered.
+    while (this.#underWay.size > 0) await Promise.allSettled(this.#underWay);
+    await this.#healing?.close();
+    await Promise.all([this.#control.close(), this.#lookup?.close()]);
+  }
+
+  #surroundings(secret: string, { onQuarantine }: PoolListener): Surroundings {
+    const upstream = this.#upstream;
+    const { maxConnections = Infinity } = upstream.pool;
+    const roles = () => [...this.#roles.values()];
+    return {
+      upstream,
+      control: this.#control,
+      mode: this.#mode,
+      patience: new Patience(),
+      lastEntry: { at: Number.NEGATIVE_INFINITY },
+      healing: this.#healing,
+      onQuarantine,
+      retired: this.#retired.signal,
+      track: (task) => this.#track(task),
+      house: {
+        hasRoom: () => roles().reduce((sum, role) => sum + role.connections, 0) < maxConnections,
+        makeRoom: () => roles().some((role) => role.closeIdle()),
+        onRoom: () => this.#eachRole((role) => role.serve()),
+      },
+      open: ({ identity, settings }, slot, signal) => {
+        const credentials = {
+          user: slot,
+          password: derivePassword(secret, slot),
+          role: identity.role,
+          parameters: settings,
+          identity: (localPort: number) => this.#mode.startupParameters(identity, slot, localPort),
+        };
+        return connect(upstream, credentials, signal);
+      },
+    };
+  }
+
+  async #admit(verified: Verified, settings: Settings, signal: AbortSignal): Promise<Lease> {
+    const { role } = verified;
+    const pool = this.#roles.get(role);
+    if (pool === undefined) throw new ProxyError('role_forbidden', { role });
+    const identity = await this.#describe(verified, signal);
+    return this.#lease(pool, await pool.enter({ identity, settings }, signal));
+  }
+
+  /** With the chosen claims, and what is to be known of the subject; of nobody nothing is. */
+  async #describe(verified: Verified, signal: AbortSignal): Promise<SessionIdentity> {
+    const claims: SessionClaims = {
+      claims: chooseClaims(verified.claims, this.#upstream.sessionClaims),
+      lookup:
+        verified.subject === undefined
+          ? undefined
+          : await this.#lookup?.row(verified.claims, signal),
+    };
+    return { ...verified, claims };
+  }
+
+  #lease(pool: RolePool, entered: Entered): Lease {
+    const { session, slot } = entered;
+    const { connection, backend, cancelTarget } = session;
+    // A question about its identity that was not answered as it should be leaves it uncertain.
+    let renewing = false;
+    let disowned = false;
+    let released: Promise<void> | undefined;
+    const renew: Lease['renew'] = async (renewed, until, assertGood) => {
+      const wanted = await this.#describe(renewed, until);
+      assertGood();
+      // Its backend may have been left, or soon be somebody else's.
+      if (released !== undefined) throw new ProxyError('client_lost');
+      renewing = true;
+      await this.#mode.renew?.(backend, wanted);
+      session.identity = wanted;
+      renewing = false;
+    };
+    return {
+      peer: connection,
+      greeting: [...connection.greeting],
+      cancelTarget,
+      slot: slot.name,
+      renew: this.#mode.renew && renew,
+      disown: () => {
+        disowned = true;
+        return this.#control.unbind(backend).then(nothing, nothing);
+      },
+      release: (departure) => {
+        released ??= this.#track(pool.part(entered, departure, !renewing && !disowned));
+        return released;
+      },
+    };
+  }
+
+  #eachRole(then: (role: RolePool) => void): void {
+    for (const role of this.#roles.values()) then(role);
+  }
+
+  #track<T>(task: Promise<T>): Promise<T> {
+    this.#underWay.add(task);
+    return task.finally(() => this.#underWay.delete(task));
+  }
 }
 
 const nothing = () => {};
-
-/** Whether a question to the control connection failed because PostgreSQL said so. */
-function isAnswer(error: unknown): boolean {
-  return (
-    ProxyError.is(error, 'upstream_rejected') || ProxyError.is(error, 'upstream_login_rejected')
-  );
-}
 
 /** `task`, or the signal's reason as soon as it aborts; then `abandon` gets what the task still brings. */
 function orLeave<T>(task: Promise<T>, signal: AbortSignal, abandon: (late: T) => void): Promise<T> {
@@ -264,9 +284,4 @@ function orLeave<T>(task: Promise<T>, signal: AbortSignal, abandon: (late: T) =>
     if (signal.aborted) onAbort();
     else signal.addEventListener('abort', onAbort, { once: true });
   });
-}
-
-function track<T>(set: Set<Promise<unknown>>, promise: Promise<T>): Promise<T> {
-  set.add(promise);
-  return promise.finally(() => set.delete(promise));
 }

@@ -17,6 +17,8 @@ export function createPortableMode(control: Control): SessionMode {
   const bind = (backend: Hello, { claims, expiresAt }: SessionIdentity) =>
     control.bind(backend, encodeClaims(claims), expiresAt);
   return {
+    adopts: true,
+    reusable: true,
     startupParameters: async () => [],
     async install(connection, backend, identity, signal) {
       assertPreparedFor('portable', backend, identity);

@@ -20,6 +20,8 @@ const SET = `select pg_catalog.set_config('${SETTING}', $1, false)`;
 export function createReplicaMode(secret: string, database: string): SessionMode {
   const key = deriveIdentityKey(secret);
   return {
+    adopts: false,
+    reusable: false,
     async startupParameters(identity, slot, localPort) {
       if (identity.subject === undefined) return [];
       return [

@@ -9,6 +9,7 @@ import { ProxyError } from '../errors.ts';
 import type { SessionClaims } from '../identity/session-claims.ts';
 import { encodeQuery } from '../wire/frontend.ts';
 import { ask } from './ask.ts';
+import type { CancelTarget } from './cancel.ts';
 import type { StartupParameters, UpstreamConnection } from './connect.ts';
 import type { Backend, Control } from './control.ts';
 import { createExtensionMode } from './pg-session-jwt.ts';
@@ -29,14 +30,36 @@ export interface Hello extends Backend {
 export interface SessionIdentity {
   /** The group role. */
   readonly role: string;
+  readonly issuer: string | undefined;
   readonly subject: string | undefined;
   readonly claims: SessionClaims;
   /** When the session must be over, in ms since the epoch. */
   readonly expiresAt: number;
 }
 
+/** An upstream session that is logged in. */
+export interface Session {
+  readonly connection: UpstreamConnection;
+  readonly backend: Hello;
+  readonly cancelTarget: CancelTarget;
+  /** The settings that its login asked for, as a key. */
+  readonly settings: string;
+  /** When it must be closed for its age, on the clock of `performance.now()`. */
+  readonly oldAt: number;
+  /** Until when it waits for its next user, once it does, on the same clock. */
+  keptUntil: number;
+  /** Whom it belongs to as far as SQL is concerned; undefined for nobody, and where that is not certain. */
+  identity: SessionIdentity | undefined;
+  /** Ends the watch over its connection, while it is kept for its next user. */
+  unwatch: () => void;
+}
+
 /** A way for identities to reach SQL. */
 export interface SessionMode {
+  /** Whether `install` can put an identity on a session that logged in without one; else it has the one it began with. */
+  readonly adopts: boolean;
+  /** Whether a session may have another user, or the same one again. */
+  readonly reusable: boolean;
   /**
    * What the StartupMessage says of the identity, for one login as `slot` from `localPort`. It goes last into the packet,
    * where nothing beats it, and RESET ALL and DISCARD ALL return to it.

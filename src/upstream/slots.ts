@@ -1,15 +1,20 @@
 /**
- * Which slot is whose: leased ones that are free, busy ones, quarantined ones, and who waits for one.
+ * Which slot is whose: leased ones that are vacant, those with a session that waits for its next user, busy ones,
+ * quarantined ones, and who waits for one.
  *
  * A slot is a LOGIN role that one live session uses at a time. Several proxies share the slots of a
- * database by leasing them there; this is one proxy's part of the book.
+ * database by leasing them there; this is one proxy's part of the book. It opens and closes no session itself.
  *
  *              lease                acquire               release (its backend is gone)
- *   database ─────────▶ free ─────────────────▶ busy ─────────────────▶ free
+ *   database ─────────▶ vacant ────────────────▶ busy ─────────────────▶ vacant
+ *                                               ▲ │ │ keep (its session is as good as new)
+ *                                       acquire │ │ └──────────────────▶ idle ──(somebody needs the slot, or it is old)──▶ closed
+ *                                               └─┼──────────────────────┘
  *                                                 │ quarantine (its user changed it)
- *                                                 └──────────────────────▶ quarantined ──(a while, or mended)──▶ free
+ *                                                 └──────────────────────▶ quarantined ──(a while, or mended)──▶ vacant
  */
 import { ProxyError } from '../errors.ts';
+import { Waiters } from './waiters.ts';
 
 /** The part of the control connection that slots need. */
 export interface SlotSource {
@@ -17,32 +22,71 @@ export interface SlotSource {
   giveBack(slots: readonly string[]): Promise<void>;
 }
 
-/** The slots of one role. */
-export interface Slots {
-  /**
-   * A slot for one session, first come first served, within `patienceMs`: what is left of `acquireTimeoutMs`.
-   *
-   * @throws {ProxyError} pool_timeout when none came free in time, upstream_unreachable, or the signal's reason.
-   */
-  acquire(signal: AbortSignal, patienceMs?: number): Promise<Slot>;
-  /** Gives the free slots back to the database, and those whose quarantine is over, so that an idle proxy starves no busy one. */
-  giveBack(): void;
-  /** Forgets the free slots: the control connection that leased them is gone. */
-  forget(): void;
-  /** How many slots are in which state. */
-  counts(): { free: number; busy: number; quarantined: number; waiting: number };
-}
-
-/** A slot in use; exactly one of its methods ends that use. */
-export interface Slot {
+/** A slot in use; `release`, `keep` or `quarantine` ends that use, once. */
+export interface Slot<Session> {
   readonly name: string;
+  /** The session that was kept on it, which its user may have; else a new one has to log in with it. */
+  readonly session: Session | undefined;
+  /** Says that it will soon be kept under this key, so that whoever wants just that waits for it; or, `undefined`, that it will not. */
+  expect(key: string | undefined): void;
   /** Its backend is gone, so another session may have it. */
   release(): void;
+  /** Its session is to be had by whoever wants this key, until somebody else needs the slot. */
+  keep(session: Session, key: string): void;
   /**
    * It is no good at present (its user changed its password or settings), so nobody may have it for so long; or until
    * the function that this returns is called, because it has been mended.
    */
   quarantine(ms: number): () => void;
+}
+
+/** How somebody wants a slot. */
+export interface SlotRequest {
+  /** Keys of kept sessions that will do, the best first. Any vacant slot does as well. */
+  readonly keys: readonly string[];
+  /** How long to wait, in ms. */
+  readonly patienceMs: number;
+  /** Only what nobody else waits for; and no session that is kept under this key is given up for it. */
+  readonly spare?: string;
+}
+
+/** What bounds the slots of one role, and who closes sessions. */
+export interface SlotOptions<Session> {
+  readonly role: string;
+  readonly source: SlotSource;
+  /** How many connections of the role there may be. */
+  readonly maxConnections: number;
+  /** How many may wait. */
+  readonly maxWaiting: number;
+  /** What all roles of the upstream share. */
+  readonly house: House;
+  /** Closes the session that is kept on this slot, and releases the slot. */
+  readonly close: (slot: Slot<Session>) => void;
+}
+
+/** How many connections an upstream may have, over all its roles. */
+export interface House {
+  /** Whether there may be one more. */
+  hasRoom(): boolean;
+  /** Has an idle session of some role closed. Whether one is being closed now. */
+  makeRoom(): boolean;
+  /** There is one less. */
+  onRoom(): void;
+}
+
+/** Says which kept sessions are meant. */
+type Matcher<Session> = (session: Session, key: string) => boolean;
+
+/** How many slots are in which state. */
+export interface SlotCounts {
+  /** Leased and vacant. */
+  readonly free: number;
+  /** With a session that waits for its next user. */
+  readonly idle: number;
+  readonly busy: number;
+  readonly quarantined: number;
+  /** Logins that wait. */
+  readonly waiting: number;
 }
 
 /** How long a slot is put aside that an administrator has to mend, in ms. */
@@ -53,105 +97,221 @@ const LEASE_BATCH = 4;
 const KEEP_FREE = 16;
 const RETRY_LEASE_MS = 100;
 
-interface Waiter {
-  readonly resolve: (slot: Slot) => void;
-  readonly reject: (error: unknown) => void;
+/** An idle session's place in the book. */
+interface Idle<Session> {
+  readonly session: Session;
+  readonly key: string;
+  /** Which of the leases its slot is from; see `#generation`. */
+  readonly leasedIn: number;
 }
 
-/** The book of one role's slots. `acquireTimeoutMs` bounds every wait. */
-export function createSlots(role: string, source: SlotSource, acquireTimeoutMs: number): Slots {
-  return new RoleSlots(role, source, acquireTimeoutMs);
-}
+/** What one use of a slot began with. */
+type Use<Session> = Partial<Idle<Session>> & {
+  readonly leasedIn: number;
+  /** Whether somebody who waits is promised the slot. */
+  readonly promised?: boolean;
+};
 
-class RoleSlots implements Slots {
-  readonly #role: string;
-  readonly #source: SlotSource;
-  readonly #acquireTimeoutMs: number;
-  readonly #free: string[] = [];
+/** The book of one role's slots. */
+export class Slots<Session> {
+  readonly #options: SlotOptions<Session>;
+  readonly #vacant: string[] = [];
+  /** The longest idle first. */
+  readonly #idle = new Map<string, Idle<Session>>();
+  /** Their slots by key, the longest idle first. */
+  readonly #byKey = new Map<string, Set<string>>();
   /** Until when, by the wall clock. */
   readonly #quarantined = new Map<string, number>();
-  readonly #waiters = new Set<Waiter>();
+  readonly #waiters: Waiters<Slot<Session>>;
   readonly #busy = new Set<string>();
+  /** How many busy ones will probably come back under a key. */
+  readonly #expected = new Map<string, number>();
+  /** Sessions that are being closed because somebody who waits needs their slots. */
+  #promised = 0;
   /** Bumped when the leases are lost: what was leased before must not come back as free. */
   #generation = 0;
   #leasing = false;
+  /** Armed while the database is known to have none. */
   #retry: NodeJS.Timeout | undefined;
 
-  constructor(role: string, source: SlotSource, acquireTimeoutMs: number) {
-    this.#role = role;
-    this.#source = source;
-    this.#acquireTimeoutMs = acquireTimeoutMs;
+  constructor(options: SlotOptions<Session>) {
+    this.#options = options;
+    this.#waiters = new Waiters(options.maxWaiting, () => this.#calmDown());
   }
 
-  acquire(signal: AbortSignal, patienceMs = this.#acquireTimeoutMs): Promise<Slot> {
-    return new Promise((resolve, reject) => {
-      const settle = (finish: () => void) => {
-        clearTimeout(timer);
-        signal.removeEventListener('abort', onAbort);
-        this.#forgetWaiter(waiter);
-        finish();
-      };
-      const onAbort = () => settle(() => reject(signal.reason));
-      const waiter: Waiter = {
-        resolve: (given) => settle(() => resolve(given)),
-        reject: (error) => settle(() => reject(error)),
-      };
-      const timer = setTimeout(() => waiter.reject(this.#timedOut()), patienceMs);
-      if (signal.aborted) return onAbort();
-      signal.addEventListener('abort', onAbort);
-      this.#waiters.add(waiter);
-      this.#serve();
-    });
+  /**
+   * A slot for one session, first come first served.
+   *
+   * @throws {ProxyError} pool_timeout when none came free in time or too many wait already; upstream_unreachable, when
+   *   the database could not be asked for one; or the signal's reason.
+   */
+  acquire(request: SlotRequest, signal: AbortSignal): Promise<Slot<Session>> {
+    if (signal.aborted) return Promise.reject(signal.reason as Error);
+    const isFirst = request.spare === undefined ? this.#waiters.size === 0 : this.#waiters.empty;
+    const mayBeFresh = isFirst && !request.keys.some((key) => this.#expected.has(key));
+    const slot = this.#kept(request) ?? (mayBeFresh ? this.#fresh() : undefined);
+    if (slot !== undefined) return Promise.resolve(slot);
+    const given = this.#waiters.wait(request, signal, () => this.#timedOut());
+    this.serve();
+    return given;
   }
 
+  /** Whether a session that comes back under this key is likely to be used: nobody waits, or somebody for just that. */
+  wouldUse(key: string): boolean {
+    return this.#waiters.size === 0 || this.#waiters.want(key);
+  }
+
+  /** How many sessions are kept under a key. */
+  countOf(key: string): number {
+    return this.#byKey.get(key)?.size ?? 0;
+  }
+
+  /** How many kept sessions match. */
+  countIf(matches: Matcher<Session>): number {
+    return [...this.#idle.values()].filter(({ session, key }) => matches(session, key)).length;
+  }
+
+  /** Has the kept sessions closed that match, the longest idle first, and at most so many. Returns how many these are. */
+  evict(matches: Matcher<Session>, most = Infinity): number {
+    let evicted = 0;
+    for (const [name, { session, key }] of this.#idle) {
+      if (evicted >= most) break;
+      if (!matches(session, key)) continue;
+      evicted++;
+      this.#options.close(this.#take(name));
+    }
+    return evicted;
+  }
+
+  /** Gives the free slots back to the database, and those whose quarantine is over, so that an idle proxy starves no busy one. */
   giveBack(): void {
-    this.#free.push(...this.#recovered());
-    if (this.#free.length > 0) this.#giveBack(this.#free.splice(0));
+    this.#vacant.push(...this.#recovered());
+    if (this.#vacant.length > 0) this.#giveBack(this.#vacant.splice(0));
   }
 
+  /** Forgets the free slots: the control connection that leased them is gone. Sessions that live keep others off theirs. */
   forget(): void {
     this.#generation++;
-    this.#free.length = 0;
+    this.#vacant.length = 0;
     this.#quarantined.clear();
   }
 
-  counts(): ReturnType<Slots['counts']> {
+  counts(): SlotCounts {
     return {
-      free: this.#free.length,
+      free: this.#vacant.length,
+      idle: this.#idle.size,
       busy: this.#busy.size,
       quarantined: this.#quarantined.size,
       waiting: this.#waiters.size,
     };
   }
 
-  /** Hands free slots to whoever waits, and asks the database for more where that does not do. */
-  #serve(): void {
-    for (const waiter of this.#waiters) {
-      const name = this.#free.shift();
-      if (name === undefined) break;
-      this.#waiters.delete(waiter);
-      waiter.resolve(this.#use(name));
-    }
-    if (this.#waiters.size > 0) void this.#lease();
+  /** How many connections there are, or will be at once. */
+  get connections(): number {
+    return this.#busy.size + this.#idle.size;
   }
 
-  #use(name: string): Slot {
-    const leasedIn = this.#generation;
+  /** Hands out what there is to those who wait, in their order, and sees to it that there will be more. */
+  serve(): void {
+    let promised = this.#promised;
+    const expected = new Map(this.#expected);
+    for (const waiter of this.#waiters) {
+      const { request } = waiter;
+      const kept = this.#kept(request);
+      if (kept === undefined && isExpected(expected, request)) continue;
+      const slot = kept ?? this.#fresh();
+      if (slot !== undefined) waiter.resolve(slot);
+      else if (promised-- > 0) continue;
+      else if (!this.#makeRoom(request)) break;
+    }
+  }
+
+  /** The session that was used last of those that are kept for such a request. */
+  #kept({ keys }: SlotRequest): Slot<Session> | undefined {
+    for (const key of keys) {
+      const name = [...(this.#byKey.get(key) ?? [])].at(-1);
+      if (name !== undefined) return this.#take(name);
+    }
+    return undefined;
+  }
+
+  /** A vacant slot, where one more connection is allowed. */
+  #fresh(): Slot<Session> | undefined {
+    if (this.#vacant.length === 0 || !this.#mayConnect()) return undefined;
+    return this.#use(this.#vacant.shift() as string, { leasedIn: this.#generation });
+  }
+
+  #mayConnect(): boolean {
+    return this.connections < this.#options.maxConnections && this.#options.house.hasRoom();
+  }
+
+  /** Sees to it that there will be a slot for somebody who waits. Whether there is anything to hope for at once. */
+  #makeRoom({ spare }: SlotRequest): boolean {
+    if (this.#leasing) return true;
+    if (this.#mayConnect() && this.#retry === undefined) {
+      void this.#lease();
+      return true;
+    }
+    for (const [name, { key }] of this.#idle) {
+      if (key === spare) continue;
+      this.#promised++;
+      this.#options.close(this.#take(name, true));
+      return true;
+    }
+    return spare === undefined && this.#options.house.makeRoom();
+  }
+
+  /** Takes an idle session out of the book, for its next user or to be closed. */
+  #take(name: string, promised = false): Slot<Session> {
+    const { key, ...idle } = this.#idle.get(name) as Idle<Session>;
+    this.#idle.delete(name);
+    const names = this.#byKey.get(key);
+    names?.delete(name);
+    if (names?.size === 0) this.#byKey.delete(key);
+    return this.#use(name, { ...idle, promised });
+  }
+
+  #shelve(name: string, idle: Idle<Session>): void {
+    this.#idle.set(name, idle);
+    const names = this.#byKey.get(idle.key);
+    if (names === undefined) this.#byKey.set(idle.key, new Set([name]));
+    else names.add(name);
+  }
+
+  #use(name: string, { session, leasedIn, promised }: Use<Session>): Slot<Session> {
     let ended = false;
+    let expectedAs: string | undefined;
+    const expect = (key: string | undefined) => {
+      if (expectedAs !== undefined) add(this.#expected, expectedAs, -1);
+      if (key !== undefined) add(this.#expected, key, 1);
+      expectedAs = key;
+    };
     const end = (then: () => void) => {
       if (ended) throw new TypeError('a slot is released once');
       ended = true;
       this.#busy.delete(name);
+      expect(undefined);
+      if (promised === true) this.#promised--;
+      then();
+      this.serve();
+      this.#options.house.onRoom();
+    };
+    const ifStillLeased = (then: () => void) => () => {
       if (leasedIn === this.#generation) then();
-      this.#serve();
     };
     this.#busy.add(name);
     return {
       name,
-      release: () => end(() => this.#keep(name)),
+      session,
+      expect: (key) => {
+        expect(key);
+        if (key === undefined) this.serve();
+      },
+      release: () => end(ifStillLeased(() => this.#vacate(name))),
+      keep: (kept, key) => end(() => this.#shelve(name, { session: kept, key, leasedIn })),
       quarantine: (ms) => {
         const until = Date.now() + ms;
-        end(() => this.#quarantined.set(name, until));
+        end(ifStillLeased(() => this.#quarantined.set(name, until)));
         return () => this.#endQuarantine(name, until);
       },
     };
@@ -161,40 +321,40 @@ class RoleSlots implements Slots {
   #endQuarantine(name: string, until: number): void {
     if (this.#quarantined.get(name) !== until) return;
     this.#quarantined.delete(name);
-    this.#keep(name);
-    this.#serve();
+    this.#vacate(name);
+    this.serve();
   }
 
-  #keep(name: string): void {
-    if (this.#free.length < KEEP_FREE) this.#free.push(name);
+  #vacate(name: string): void {
+    if (this.#vacant.length < KEEP_FREE) this.#vacant.push(name);
     else this.#giveBack([name]);
   }
 
   /** Asks the database for more, one question at a time, and again soon while somebody waits and none was to be had. */
   async #lease(): Promise<void> {
-    if (this.#leasing || this.#retry !== undefined) return;
     this.#leasing = true;
     const askedIn = this.#generation;
     try {
-      const named = await this.#source.lease(this.#role, LEASE_BATCH);
+      const named = await this.#options.source.lease(this.#options.role, LEASE_BATCH);
       // Either that connection is lost, and they are nobody's, or the question waited for the next one, which has
       // them for good: they go back, and whoever waits asks again.
       const taken = askedIn === this.#generation ? named.filter((name) => !this.#has(name)) : [];
-      this.#free.push(...taken);
-      if (askedIn === this.#generation) this.#free.push(...this.#recovered());
+      this.#vacant.push(...taken);
+      if (askedIn === this.#generation) this.#vacant.push(...this.#recovered());
       const rest = named.filter((name) => !taken.includes(name));
       if (rest.length > 0) this.#giveBack(rest);
     } catch (error) {
-      for (const waiter of this.#waiters) waiter.reject(error);
-      this.#waiters.clear();
+      this.#waiters.rejectAll(error);
     } finally {
       this.#leasing = false;
     }
-    if (this.#free.length > 0 || this.#waiters.size === 0) return this.#serve();
-    this.#retry = setTimeout(() => {
-      this.#retry = undefined;
-      this.#serve();
-    }, RETRY_LEASE_MS);
+    if (this.#vacant.length === 0 && !this.#waiters.empty) {
+      this.#retry = setTimeout(() => {
+        this.#retry = undefined;
+        this.serve();
+      }, RETRY_LEASE_MS);
+    }
+    this.serve();
   }
 
   /**
@@ -202,12 +362,17 @@ class RoleSlots implements Slots {
    * those that are free here, on their way in, or put aside for what their user did (attack E11).
    */
   #has(name: string): boolean {
-    return this.#free.includes(name) || this.#busy.has(name) || this.#quarantined.has(name);
+    return (
+      this.#vacant.includes(name) ||
+      this.#idle.has(name) ||
+      this.#busy.has(name) ||
+      this.#quarantined.has(name)
+    );
   }
 
   /** Should it fail, the lease is still ours and ends with the control connection. */
   #giveBack(names: readonly string[]): void {
-    this.#source.giveBack(names).catch(() => {});
+    this.#options.source.giveBack(names).catch(() => {});
   }
 
   /** The slots whose quarantine is over. */
@@ -218,15 +383,27 @@ class RoleSlots implements Slots {
     return names;
   }
 
-  #forgetWaiter(waiter: Waiter): void {
-    this.#waiters.delete(waiter);
-    if (this.#waiters.size > 0) return;
+  /** Nobody waits any more. */
+  #calmDown(): void {
     clearTimeout(this.#retry);
     this.#retry = undefined;
   }
 
   #timedOut(): ProxyError {
-    const cause = new Error(`no free slot for role "${this.#role}"`);
+    const cause = new Error(`no free slot for role "${this.#options.role}"`);
     return new ProxyError('pool_timeout', { cause });
   }
+}
+
+/** Whether a session that this one wants will probably be there in a moment; it is then promised to nobody else. */
+function isExpected(expected: Map<string, number>, { keys }: SlotRequest): boolean {
+  const key = keys.find((one) => (expected.get(one) ?? 0) > 0);
+  if (key !== undefined) add(expected, key, -1);
+  return key !== undefined;
+}
+
+function add(counts: Map<string, number>, key: string, change: number): void {
+  const count = (counts.get(key) ?? 0) + change;
+  if (count === 0) counts.delete(key);
+  else counts.set(key, count);
 }

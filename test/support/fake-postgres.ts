@@ -80,6 +80,15 @@ export function upstreamAt(port: number, overrides: Partial<UpstreamConfig> = {}
     roles: { authenticated: { slots: 4 } },
     connectTimeoutMs: 5_000,
     acquireTimeoutMs: 5_000,
+    pool: {
+      mode: 'session',
+      reuse: 'same-identity',
+      // A test that counts connections counts its own.
+      spares: 0,
+      maxWaiting: 1_000,
+      idleTimeoutMs: 60_000,
+      lifetimeMs: 3_600_000,
+    },
     ...overrides,
   };
 }

@@ -147,7 +147,7 @@ describe('a connection that dies', () => {
     relay.freeze();
 
     const { result, ms } = await timed(() =>
-      Promise.all(Array.from({ length: 20 }, () => codeOf(control.unbind(BACKEND)))),
+      Promise.all(Array.from({ length: 20 }, () => codeOf(control.isSpoilt('nobody')))),
     );
 
     expect(result[0]).toBe('upstream_unreachable');

@@ -18,6 +18,7 @@ import { SECRET, until } from '../support/stack.ts';
 
 const SLOTS = 6;
 const never = new AbortController().signal;
+const unfinished = { busy: false, idle: false, reported: false, cancelled: Promise.resolve() };
 
 let postgres: Awaited<ReturnType<typeof startTestPostgres>>;
 let folder: string;
@@ -31,6 +32,7 @@ const acquire = (signal = never) =>
   pool.acquire(
     {
       role: 'authenticated',
+      issuer: 'https://issuer.example',
       subject: 'alice',
       claims: { sub: 'alice' },
       expiresAt: Date.now() + 60_000,
@@ -86,7 +88,7 @@ afterEach(() => pool.close());
 
 describe('acquire', () => {
   test('is given up at once while the control connection hangs, and its slot comes back', async () => {
-    await (await acquire()).release(false);
+    await (await acquire()).release(unfinished);
     await until(() => booked()?.busy === 0);
     const abort = new AbortController();
     const reason = new ProxyError('login_timeout');
@@ -148,7 +150,7 @@ describe('slots whose password is refused', () => {
     await setUp();
     await until(() =>
       acquire().then(
-        (lease) => lease.release(false).then(() => true),
+        (lease) => lease.release(unfinished).then(() => true),
         () => false,
       ),
     );
@@ -161,7 +163,7 @@ describe('slots whose password is refused', () => {
     const lease = await acquire();
 
     expect(quarantined).toEqual([slotName('authenticated', 1)]);
-    await lease.release(false);
+    await lease.release(unfinished);
   });
 
   test('are spoilt, however many, when somebody has just got in', async () => {
@@ -172,7 +174,7 @@ describe('slots whose password is refused', () => {
 
     expect(quarantined).toEqual([2, 3, 4].map((number) => slotName('authenticated', number)));
     expect(booked()).toMatchObject({ busy: 2, quarantined: 3 });
-    await Promise.all([first.release(false), lease.release(false)]);
+    await Promise.all([first.release(unfinished), lease.release(unfinished)]);
   });
 });
 
@@ -183,7 +185,7 @@ describe('release', () => {
     const lease = await acquire();
     await admin.query('revoke execute on function pgjot.unbind(int4, int8) from pgjot_control');
 
-    const released = lease.release(false);
+    const released = lease.release(unfinished);
     await until(async () => {
       const { rows } = await admin.query(
         "select from pg_stat_activity where usename like 'pgjot_authenticated%'",
@@ -205,6 +207,7 @@ test('tells PostgreSQL how soon a vanished proxy is noticed, over TCP; a Unix so
     const lease = await one.acquire(
       {
         role: 'authenticated',
+        issuer: 'https://issuer.example',
         subject: 'alice',
         claims: { sub: 'alice' },
         expiresAt: Date.now() + 60_000,
@@ -220,7 +223,7 @@ test('tells PostgreSQL how soon a vanished proxy is noticed, over TCP; a Unix so
       ),
     );
     const answer = await until(() => (stream.read() as Buffer | null) ?? undefined);
-    await lease.release(false);
+    await lease.release(unfinished);
     await one.close();
     return answer.toString('latin1');
   };

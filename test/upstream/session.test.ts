@@ -164,6 +164,7 @@ const hexOf = (text: string) => Buffer.from(text).toString('hex');
 const HEX = hexOf('Zoë');
 const IDENTITY: SessionIdentity = {
   role: 'authenticated',
+  issuer: 'https://issuer.example',
   subject: 'Zoë',
   claims: { claims: { sub: 'Zoë' }, lookup: undefined },
   expiresAt: 1_800_000_000_000,

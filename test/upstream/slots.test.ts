@@ -5,7 +5,17 @@ import { setMaxListeners } from 'node:events';
 import fc from 'fast-check';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { ProxyError } from '../../src/errors.ts';
-import { createSlots, type Slot, type SlotSource, type Slots } from '../../src/upstream/slots.ts';
+import {
+  Slots as Book,
+  type Slot as SlotOf,
+  type SlotOptions,
+  type SlotSource,
+} from '../../src/upstream/slots.ts';
+
+/** A session, as far as the book is concerned. */
+type Session = string;
+type Slot = SlotOf<Session>;
+type Slots = Pick<Book<Session>, 'counts' | 'forget' | 'giveBack'>;
 
 const never = new AbortController().signal;
 // Thirty waiters share it.
@@ -48,10 +58,21 @@ class Database implements SlotSource {
   }
 }
 
-function book(count: number, acquireTimeoutMs = 5_000) {
+function book(count: number, patienceMs = 5_000, overrides: Partial<SlotOptions<Session>> = {}) {
   const database = new Database(count);
-  const slots = createSlots('authenticated', database, acquireTimeoutMs);
-  return { database, slots };
+  const closing: Slot[] = [];
+  const slots = new Book<Session>({
+    role: 'authenticated',
+    source: database,
+    maxConnections: Infinity,
+    maxWaiting: 1_000,
+    house: { hasRoom: () => true, makeRoom: () => false, onRoom: () => {} },
+    close: (slot) => closing.push(slot),
+    ...overrides,
+  });
+  const acquire = (signal: AbortSignal, keys: readonly string[] = [], patience = patienceMs) =>
+    slots.acquire({ keys, patienceMs: patience }, signal);
+  return { database, slots, closing, acquire };
 }
 
 beforeEach(() => {
@@ -69,40 +90,40 @@ const settle = () => vi.advanceTimersByTimeAsync(0);
 
 describe('acquire', () => {
   test('leases from the database only when there is none, several at once', async () => {
-    const { database, slots } = book(10);
+    const { database, slots, acquire } = book(10);
 
-    const taken = await Promise.all([slots.acquire(never), slots.acquire(never)]);
+    const taken = await Promise.all([acquire(never), acquire(never)]);
 
     expect(taken.map(({ name }) => name)).toEqual(['slot_1', 'slot_2']);
     expect(database.asked).toBe(1);
-    expect(slots.counts()).toEqual({ free: 2, busy: 2, quarantined: 0, waiting: 0 });
+    expect(slots.counts()).toEqual({ free: 2, idle: 0, busy: 2, quarantined: 0, waiting: 0 });
   });
 
   test('takes no name twice from a standby, which knows of no leases', async () => {
-    const { database, slots } = book(6);
+    const { database, slots, acquire } = book(6);
     // What it says is what nobody is logged in with, and nobody gets so far here.
     database.lease = async (_, count) => database.names.slice(0, count + 1);
-    const [first, second] = await Promise.all([slots.acquire(never), slots.acquire(never)]);
+    const [first, second] = await Promise.all([acquire(never), acquire(never)]);
     first.quarantine(60_000);
 
-    const third = await slots.acquire(never);
-    const fourth = await slots.acquire(never);
-    const fifth = await slots.acquire(never);
-    const sixth = slots.acquire(never, 300).catch((error: unknown) => error);
+    const third = await acquire(never);
+    const fourth = await acquire(never);
+    const fifth = await acquire(never);
+    const sixth = acquire(never, [], 300).catch((error: unknown) => error);
     await vi.advanceTimersByTimeAsync(300);
 
     const names = [first, second, third, fourth, fifth].map(({ name }) => name);
     expect(names).toEqual(['slot_1', 'slot_2', 'slot_3', 'slot_4', 'slot_5']);
     expect(await sixth).toMatchObject({ code: 'pool_timeout' });
-    expect(slots.counts()).toEqual({ free: 0, busy: 4, quarantined: 1, waiting: 0 });
+    expect(slots.counts()).toEqual({ free: 0, idle: 0, busy: 4, quarantined: 1, waiting: 0 });
   });
 
   test('serves in the order of asking', async () => {
-    const { slots } = book(1);
-    const first = await slots.acquire(never);
+    const { acquire } = book(1);
+    const first = await acquire(never);
     const served: number[] = [];
     const waiting = [1, 2, 3].map((number) =>
-      slots.acquire(never).then((slot) => {
+      acquire(never).then((slot) => {
         served.push(number);
         return slot;
       }),
@@ -115,20 +136,20 @@ describe('acquire', () => {
   });
 
   test('gives up after its time with pool_timeout, and keeps no slot for who has gone', async () => {
-    const { slots } = book(1, 300);
-    const first = await slots.acquire(never);
-    const late = slots.acquire(never).catch((error: unknown) => error);
+    const { slots, acquire } = book(1, 300);
+    const first = await acquire(never);
+    const late = acquire(never).catch((error: unknown) => error);
 
     await vi.advanceTimersByTimeAsync(300);
 
     expect(await late).toMatchObject({ code: 'pool_timeout' });
     first.release();
-    expect(slots.counts()).toEqual({ free: 1, busy: 0, quarantined: 0, waiting: 0 });
+    expect(slots.counts()).toEqual({ free: 1, idle: 0, busy: 0, quarantined: 0, waiting: 0 });
   });
 
   test('gives up sooner when the login has waited for other things already', async () => {
-    const { slots } = book(0, 300);
-    const late = slots.acquire(never, 100).catch((error: unknown) => error);
+    const { acquire } = book(0, 300);
+    const late = acquire(never, [], 100).catch((error: unknown) => error);
 
     await vi.advanceTimersByTimeAsync(100);
 
@@ -136,23 +157,23 @@ describe('acquire', () => {
   });
 
   test("gives up with the signal's reason, before or while it waits", async () => {
-    const { slots } = book(0);
+    const { slots, acquire } = book(0);
     const abort = new AbortController();
     const reason = new ProxyError('client_lost');
-    const waiting = slots.acquire(abort.signal).catch((error: unknown) => error);
+    const waiting = acquire(abort.signal).catch((error: unknown) => error);
     await settle();
 
     abort.abort(reason);
 
     expect(await waiting).toBe(reason);
-    await expect(slots.acquire(abort.signal)).rejects.toBe(reason);
+    await expect(acquire(abort.signal)).rejects.toBe(reason);
     expect(slots.counts().waiting).toBe(0);
   });
 
   test('asks again while somebody waits: another proxy may have given one back', async () => {
-    const { database, slots } = book(1);
+    const { database, slots, acquire } = book(1);
     database.leased.add('slot_1');
-    const waiting = slots.acquire(never);
+    const waiting = acquire(never);
     await vi.advanceTimersByTimeAsync(250);
     expect(slots.counts().waiting).toBe(1);
 
@@ -163,14 +184,14 @@ describe('acquire', () => {
   });
 
   test('tells everybody who waits when the database cannot be asked, and the next one asks anew', async () => {
-    const { database, slots } = book(2);
+    const { database, acquire } = book(2);
     database.failure = new ProxyError('upstream_unreachable');
-    const waiting = [slots.acquire(never), slots.acquire(never)];
+    const waiting = [acquire(never), acquire(never)];
 
     for (const one of waiting) await expect(one).rejects.toBe(database.failure);
 
     database.failure = undefined;
-    expect((await slots.acquire(never)).name).toBe('slot_1');
+    expect((await acquire(never)).name).toBe('slot_1');
   });
 });
 
@@ -188,8 +209,8 @@ describe('a slot', () => {
       (slot: Slot) => slot.release(),
     ],
   ])('cannot be %s', async (_, first, second) => {
-    const { slots } = book(1);
-    const slot = await slots.acquire(never);
+    const { slots, acquire } = book(1);
+    const slot = await acquire(never);
     first(slot);
 
     expect(() => second(slot)).toThrow(TypeError);
@@ -198,46 +219,46 @@ describe('a slot', () => {
   });
 
   test('in quarantine is nobody’s for as long as was said, and then used again', async () => {
-    const { slots } = book(1, 120_000);
-    (await slots.acquire(never)).quarantine(60_000);
-    const waiting = slots.acquire(never);
+    const { slots, acquire } = book(1, 120_000);
+    (await acquire(never)).quarantine(60_000);
+    const waiting = acquire(never);
 
     await vi.advanceTimersByTimeAsync(59_900);
-    expect(slots.counts()).toEqual({ free: 0, busy: 0, quarantined: 1, waiting: 1 });
+    expect(slots.counts()).toEqual({ free: 0, idle: 0, busy: 0, quarantined: 1, waiting: 1 });
     await vi.advanceTimersByTimeAsync(200);
 
     expect((await waiting).name).toBe('slot_1');
   });
 
   test('whose quarantine is ended early goes to whoever waits, and later ends of it mean nothing', async () => {
-    const { slots } = book(1);
-    const endQuarantine = (await slots.acquire(never)).quarantine(60_000);
-    const waiting = slots.acquire(never);
+    const { slots, acquire } = book(1);
+    const endQuarantine = (await acquire(never)).quarantine(60_000);
+    const waiting = acquire(never);
     await settle();
 
     endQuarantine();
     const slot = await waiting;
     endQuarantine();
 
-    expect(slots.counts()).toEqual({ free: 0, busy: 1, quarantined: 0, waiting: 0 });
+    expect(slots.counts()).toEqual({ free: 0, idle: 0, busy: 1, quarantined: 0, waiting: 0 });
     slot.release();
     endQuarantine();
-    expect(slots.counts()).toEqual({ free: 1, busy: 0, quarantined: 0, waiting: 0 });
+    expect(slots.counts()).toEqual({ free: 1, idle: 0, busy: 0, quarantined: 0, waiting: 0 });
   });
 
   test('does not come back from a quarantine whose lease was lost', async () => {
-    const { database, slots } = book(1);
-    const endQuarantine = (await slots.acquire(never)).quarantine(60_000);
+    const { database, slots, acquire } = book(1);
+    const endQuarantine = (await acquire(never)).quarantine(60_000);
 
     database.lose(slots);
     endQuarantine();
 
-    expect(slots.counts()).toEqual({ free: 0, busy: 0, quarantined: 0, waiting: 0 });
+    expect(slots.counts()).toEqual({ free: 0, idle: 0, busy: 0, quarantined: 0, waiting: 0 });
   });
 
   test('goes back to the database where enough are kept', async () => {
-    const { database, slots } = book(40);
-    const all = await Promise.all(Array.from({ length: 30 }, () => slots.acquire(never)));
+    const { database, slots, acquire } = book(40);
+    const all = await Promise.all(Array.from({ length: 30 }, () => acquire(never)));
 
     for (const slot of all) slot.release();
     await settle();
@@ -250,20 +271,20 @@ describe('a slot', () => {
 
 describe('after the control connection was lost', () => {
   test('free slots are forgotten, and one that comes back later is not free', async () => {
-    const { database, slots } = book(4);
-    const held = await slots.acquire(never);
+    const { database, slots, acquire } = book(4);
+    const held = await acquire(never);
     database.live.set(held.name, held);
 
     database.lose(slots);
-    expect(slots.counts()).toEqual({ free: 0, busy: 1, quarantined: 0, waiting: 0 });
+    expect(slots.counts()).toEqual({ free: 0, idle: 0, busy: 1, quarantined: 0, waiting: 0 });
     held.release();
 
-    expect(slots.counts()).toEqual({ free: 0, busy: 0, quarantined: 0, waiting: 0 });
+    expect(slots.counts()).toEqual({ free: 0, idle: 0, busy: 0, quarantined: 0, waiting: 0 });
   });
 
   test('what an older connection leased while it was being lost is not used', async () => {
-    const { database, slots } = book(1);
-    const waiting = slots.acquire(never);
+    const { database, slots, acquire } = book(1);
+    const waiting = acquire(never);
 
     database.lose(slots);
     await settle();
@@ -275,8 +296,8 @@ describe('after the control connection was lost', () => {
   });
 
   test('what the next connection leased for a question that waited meanwhile is not lost', async () => {
-    const { database, slots } = book(4);
-    const waiting = slots.acquire(never);
+    const { database, slots, acquire } = book(4);
+    const waiting = acquire(never);
 
     database.lose(slots);
     await vi.advanceTimersByTimeAsync(200);
@@ -289,8 +310,8 @@ describe('after the control connection was lost', () => {
 });
 
 test('giveBack gives all free slots to the database, and no busy one', async () => {
-  const { database, slots } = book(4);
-  const held = await slots.acquire(never);
+  const { database, slots, acquire } = book(4);
+  const held = await acquire(never);
 
   slots.giveBack();
   slots.giveBack();
@@ -301,9 +322,9 @@ test('giveBack gives all free slots to the database, and no busy one', async () 
 });
 
 test('giveBack gives back what has been in quarantine for long enough, and nothing else', async () => {
-  const { database, slots } = book(2);
-  (await slots.acquire(never)).quarantine(1_000);
-  (await slots.acquire(never)).quarantine(60_000);
+  const { database, slots, acquire } = book(2);
+  (await acquire(never)).quarantine(1_000);
+  (await acquire(never)).quarantine(60_000);
 
   await vi.advanceTimersByTimeAsync(1_000);
   slots.giveBack();
@@ -323,6 +344,7 @@ interface Model {
 interface Real {
   readonly database: Database;
   readonly slots: Slots;
+  readonly acquire: (signal: AbortSignal, keys?: readonly string[]) => Promise<Slot>;
   readonly model: Model;
 }
 
@@ -358,7 +380,7 @@ const commands = fc.commands(
       command(`acquire, aborted after ${patience} ms${lost ? ', lose control' : ''}`, (real) => {
         const abort = new AbortController();
         const timer = setTimeout(() => abort.abort(new ProxyError('client_lost')), patience);
-        real.slots
+        real
           .acquire(abort.signal)
           .then((slot) => hold(real, slot))
           .catch((error: unknown) => {
@@ -404,17 +426,20 @@ const broken: unknown[] = [];
 test('no name is ever given to two holders, whatever happens in whatever order', async () => {
   await fc.assert(
     fc.asyncProperty(commands, async (sequence) => {
-      const { database, slots } = book(3, 1_000);
+      const { database, slots, acquire } = book(3, 1_000);
       const model: Model = { holders: [], endings: [], waiting: 0 };
-      await fc.asyncModelRun(() => ({ model, real: { database, slots, model } }), sequence);
+      await fc.asyncModelRun(
+        () => ({ model, real: { database, slots, acquire, model } }),
+        sequence,
+      );
       await vi.advanceTimersByTimeAsync(2_000);
       expect(broken).toEqual([]);
       expect(slots.counts().waiting).toBe(0);
       // Nor is one lost: once everybody has left, all are to be had again.
       database.failure = undefined;
-      while (model.holders.length > 0) letGo({ database, slots, model }, 0)?.release();
+      while (model.holders.length > 0) letGo({ database, slots, acquire, model }, 0)?.release();
       await vi.advanceTimersByTimeAsync(60_000);
-      const all = Promise.all(database.names.map(() => slots.acquire(never)));
+      const all = Promise.all(database.names.map(() => acquire(never)));
       await vi.advanceTimersByTimeAsync(900);
       expect((await all).map(({ name }) => name).toSorted()).toEqual(database.names);
     }),

@@ -1,0 +1,132 @@
+/**
+ * Makes a session as good as new for its next user, or finds that it cannot be.
+ *
+ * A client that leaves in the middle of a frame makes the backend swallow whatever comes next (attack F1), and one that has
+ * made the proxy miscount would have its own answers taken for ours. So nothing is believed but a reset that is answered
+ * exactly, and a question behind it that nobody could have answered in advance.
+ *
+ * https://www.postgresql.org/docs/current/sql-discard.html
+ */
+import { randomBytes } from 'node:crypto';
+import { ProxyError } from '../errors.ts';
+import { BACKEND } from '../wire/backend.ts';
+import { decodeString, encodeFrame, encodeString, readFrame } from '../wire/frame.ts';
+import { encodeQuery, encodeStatement } from '../wire/frontend.ts';
+import { MAX_ANSWER_BYTES, MAX_ANSWER_FRAMES, readAnswer } from './ask.ts';
+import { asProxyError, type UpstreamConnection } from './connect.ts';
+import { USER_ID } from './self-check.ts';
+import type { Session } from './session.ts';
+
+const RESET_MS = 2_000;
+const DISCARD_ALL = encodeQuery('DISCARD ALL');
+const DISCARDED = Buffer.from('DISCARD ALL\0', 'latin1');
+const IDLE = 0x49;
+
+const hex = (text: string) => `pg_catalog.encode(pg_catalog.convert_to(${text}, 'UTF8'), 'hex')`;
+/** The values of the settings that are named in $2, as JSON; none are named where none can have changed unseen. */
+const SETTINGS = hex(
+  'pg_catalog.array_to_json(array(select pg_catalog.current_setting(s.name, true)' +
+    ' from pg_catalog.unnest($2::pg_catalog.text[]) with ordinality as s (name, number) order by s.number))::pg_catalog.text',
+);
+const WHO =
+  'select $1::pg_catalog.text, h.pid, h.backend_start, h.dirty, ' +
+  `${hex('current_user::pg_catalog.text')}, ${USER_ID}, ${SETTINGS} from pgjot.hello() as h`;
+
+/**
+ * Resets a session whose client has left it idle, at a frame boundary both ways. `reported` is whether the server has
+ * told that client of a setting. The identity that is on the session stays there; where it has expired meanwhile, the
+ * session says that there is none.
+ *
+ * @throws {ProxyError} upstream_protocol, upstream_lost, upstream_rejected: it cannot be used again, and the caller closes it.
+ */
+export async function reset(session: Session, role: string, reported: boolean): Promise<void> {
+  const { connection } = session;
+  const attempt = new AbortController();
+  const timer = setTimeout(() => attempt.abort(unfit(`no answer in ${RESET_MS} ms`)), RESET_MS);
+  try {
+    const nonce = randomBytes(16).toString('hex');
+    const statuses = statusesOf(connection.greeting);
+    const names = reported ? [...statuses.keys()] : [];
+    const question = encodeStatement(WHO, [nonce, arrayOf(names)]);
+    connection.stream.write(Buffer.concat([DISCARD_ALL, question]));
+    await readDiscarded(connection, statuses, attempt.signal);
+    const answer = await readAnswer(connection, attempt.signal);
+    const settings = assertOurs(answer, session, { nonce, role });
+    for (const [index, name] of names.entries()) statuses.set(name, status(name, settings[index]));
+    connection.greeting.splice(0, Infinity, ...statuses.values());
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** Reads up to the ReadyForQuery behind DISCARD ALL; what it changes back is reported, and belongs to the next greeting. */
+async function readDiscarded(
+  { stream }: UpstreamConnection,
+  statuses: Map<string, Buffer>,
+  signal: AbortSignal,
+): Promise<void> {
+  let discarded = false;
+  try {
+    for (let frames = 0; frames < MAX_ANSWER_FRAMES; frames++) {
+      const { type, body, bytes } = await readFrame(stream, MAX_ANSWER_BYTES, signal);
+      if (type === BACKEND.ParameterStatus) statuses.set(nameOf(body), bytes);
+      // Not for the next user: it is about what the last one did, or listened to.
+      else if (type === BACKEND.NoticeResponse || type === BACKEND.NotificationResponse) continue;
+      else if (type === BACKEND.CommandComplete && !discarded && body.equals(DISCARDED)) {
+        discarded = true;
+      } else if (type === BACKEND.ReadyForQuery && discarded && body[0] === IDLE) return;
+      else throw unfit(`message type ${type} in the answer to DISCARD ALL`);
+    }
+    throw unfit('the answer to DISCARD ALL never ended');
+  } catch (error) {
+    signal.throwIfAborted();
+    throw asProxyError(error);
+  }
+}
+
+/** Whether this very backend has answered this very question, is in its group's role, and nobody else's; gives the settings asked for. */
+function assertOurs(
+  [echo, pid, start, dirty, user, subject, settings]: readonly (string | null)[],
+  session: Session,
+  { nonce, role }: { nonce: string; role: string },
+): (string | null)[] {
+  const { backend, identity } = session;
+  if (echo !== nonce) throw unfit('an answer that is none to our question');
+  if (Number(pid) !== backend.pid || start !== backend.start) throw unfit('another backend');
+  if (dirty !== 'f') throw unfit('its user has changed the settings of the slot');
+  if (decode(user) !== role) throw unfit('its role is not the one that it began with');
+  if (subject === null) session.identity = undefined;
+  else if (decode(subject) !== identity?.subject) throw unfit('it belongs to somebody else');
+  return JSON.parse(decode(settings)) as (string | null)[];
+}
+
+const decode = (text: string | null | undefined) => Buffer.from(text ?? '', 'hex').toString('utf8');
+
+/** The ParameterStatus frames among these, by the setting's name; the last one counts. */
+function statusesOf(frames: readonly Buffer[]): Map<string, Buffer> {
+  const statuses = new Map<string, Buffer>();
+  for (const frame of frames) {
+    if (frame[0] === BACKEND.ParameterStatus) statuses.set(nameOf(frame.subarray(5)), frame);
+  }
+  return statuses;
+}
+
+function nameOf(body: Buffer): string {
+  const name = decodeString(body, 0)?.text ?? '';
+  if (!/^\w+$/.test(name)) throw unfit('a setting without a name');
+  return name;
+}
+
+/** As PostgreSQL would report it. What is not ASCII would depend on the client's encoding: such sessions are not used again. */
+function status(name: string, value: string | null | undefined): Buffer {
+  if (value === null || value === undefined || !/^[ -~]*$/.test(value)) {
+    throw unfit(`a value of ${name} that cannot be told`);
+  }
+  return encodeFrame('S', encodeString(name), encodeString(value));
+}
+
+const arrayOf = (names: readonly string[]) => `{${names.join(',')}}`;
+
+function unfit(why: string): ProxyError {
+  return new ProxyError('upstream_protocol', { cause: new Error(`not used again: ${why}`) });
+}

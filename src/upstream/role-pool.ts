@@ -1,0 +1,239 @@
+/**
+ * The sessions of one role: finds or opens one for a login, keeps spares for those who have none yet, and takes them back.
+ *
+ * Who may have which is in `reuse.ts`, how one is opened in `entry.ts`, what becomes of one in `parting.ts`, and how slots go
+ * round in `slots.ts`.
+ */
+import type { UpstreamConfig } from '../config.ts';
+import { ProxyError } from '../errors.ts';
+import type { Control } from './control.ts';
+import type { UpstreamConnection } from './connect.ts';
+import { enter, type Door, type Entered } from './entry.ts';
+import { isSilent, keep, leave, shelve, type Departure } from './parting.ts';
+import type { Patience } from './patience.ts';
+import { createReuse, isSameIdentity, type Reuse } from './reuse.ts';
+import type { Hello, Session, SessionIdentity, SessionMode } from './session.ts';
+import { Slots, type House, type Slot, type SlotCounts } from './slots.ts';
+import { Demand, isSpareKey, settingsKey, spareKey, type Settings } from './spares.ts';
+
+/** What a login wants. */
+export interface Wanted {
+  readonly identity: SessionIdentity;
+  readonly settings: Settings;
+}
+
+/** What a role's sessions share with those of the other roles of their upstream. */
+export interface Surroundings
+  extends Pick<Door, 'control' | 'onQuarantine' | 'lastEntry' | 'healing'> {
+  readonly upstream: UpstreamConfig;
+  readonly control: Control;
+  readonly mode: SessionMode;
+  readonly patience: Patience;
+  readonly house: House;
+  /** Logs in as a slot, for what is wanted. */
+  readonly open: (wanted: Wanted, slot: string, signal: AbortSignal) => Promise<UpstreamConnection>;
+  /** From when on nothing is kept any more. */
+  readonly retired: AbortSignal;
+  /** Has whoever closes the pool wait for this. */
+  readonly track: <T>(task: Promise<T>) => Promise<T>;
+}
+
+// A login that needs a fresh connection must not wait for many that are only for later.
+const SPARES_AT_ONCE = 2;
+
+/** One role's part of a pool. */
+export class RolePool {
+  readonly #role: string;
+  readonly #around: Surroundings;
+  readonly #slots: Slots<Session>;
+  readonly #reuse: Reuse;
+  readonly #demand = new Demand();
+  readonly #maxSpares: number;
+  #sparesComing = 0;
+
+  constructor(role: string, around: Surroundings) {
+    const { pool, roles } = around.upstream;
+    const { slots = 0, maxConnections = slots } = roles[role] ?? {};
+    this.#role = role;
+    this.#around = around;
+    this.#reuse = createReuse(pool.reuse, around.mode);
+    this.#maxSpares = Math.min(pool.spares, Math.floor(Math.min(slots, maxConnections) / 4));
+    this.#slots = new Slots<Session>({
+      role,
+      source: around.control,
+      maxConnections,
+      maxWaiting: pool.maxWaiting,
+      house: around.house,
+      close: (slot) => void around.track(this.#close(slot)),
+    });
+  }
+
+  /**
+   * A session with this identity on it, which the backend itself has confirmed.
+   *
+   * @throws {ProxyError} as `Pool.acquire`.
+   */
+  async enter(wanted: Wanted, signal: AbortSignal): Promise<Entered> {
+    const { acquireTimeoutMs, connectTimeoutMs } = this.#around.upstream;
+    const settings = settingsKey(wanted.settings);
+    const deadline = performance.now() + acquireTimeoutMs;
+    let keys = this.#reuse.keysFor(wanted.identity, settings);
+    for (;;) {
+      const door = { ...this.#door(wanted, settings), request: { keys }, deadline };
+      const entered = await this.#around.patience.try(connectTimeoutMs, signal, () =>
+        enter(this.#slots, door, signal),
+      );
+      const isKept = entered.slot.session !== undefined;
+      try {
+        if (isKept) takeUp(entered.session);
+        await this.#install(entered.session, wanted.identity, signal);
+        if (this.#demand.note(settings)) this.#makeSpares(wanted, settings);
+        return entered;
+      } catch (error) {
+        void this.#around.track(leave(entered, this.#around.control, false));
+        signal.throwIfAborted();
+        if (!isKept) throw error;
+        // It may have died meanwhile. The next attempt is with a new one.
+        keys = [];
+      }
+    }
+  }
+
+  /**
+   * Keeps a session that its client has left in order, and closes any other. `certain` is whether the identity on it is
+   * the one that it is said to have. Never throws.
+   */
+  async part(entered: Entered, departure: Departure, certain: boolean): Promise<void> {
+    const { session } = entered;
+    const { control, retired, upstream } = this.#around;
+    const key = certain ? this.#reuse.keyToKeep(session) : undefined;
+    if (departure.idle && key !== undefined && this.#isWorthKeeping(session, key)) {
+      session.keptUntil = performance.now() + jittered(upstream.pool.idleTimeoutMs);
+      const { forAnybody } = this.#reuse;
+      const keeping = { slots: this.#slots, key, role: this.#role, forAnybody };
+      const kept = await keep(entered, keeping, departure, control);
+      if (retired.aborted) this.retire();
+      if (kept) return;
+    }
+    await leave(entered, control, departure.busy);
+    // A successor may need its slot.
+    if (retired.aborted) this.#slots.giveBack();
+  }
+
+  /** Closes what waits for a next user, and gives the free slots back. */
+  retire(): void {
+    this.#slots.evict(() => true);
+    this.#slots.giveBack();
+  }
+
+  /** Closes sessions that have waited for too long, or are too old. */
+  closeAged(): void {
+    const now = performance.now();
+    this.#slots.evict(({ keptUntil, oldAt }) => Math.min(keptUntil, oldAt) < now);
+  }
+
+  /** Has the longest idle session closed. Whether there was one. */
+  closeIdle(): boolean {
+    return this.#slots.evict(() => true, 1) > 0;
+  }
+
+  giveBack(): void {
+    this.#slots.giveBack();
+  }
+
+  /** The leases of all slots are lost. */
+  forget(): void {
+    this.#slots.forget();
+  }
+
+  /** There may be room for somebody who waits. */
+  serve(): void {
+    this.#slots.serve();
+  }
+
+  counts(): SlotCounts {
+    return this.#slots.counts();
+  }
+
+  get connections(): number {
+    return this.#slots.connections;
+  }
+
+  async #install(session: Session, identity: SessionIdentity, signal: AbortSignal): Promise<void> {
+    if (session.identity !== undefined && isSameIdentity(session.identity, identity)) return;
+    session.identity = undefined;
+    await this.#around.mode.install(session.connection, session.backend, identity, signal);
+    session.identity = identity;
+  }
+
+  #door(wanted: Wanted, settings: string): Omit<Door, 'request' | 'deadline'> {
+    const { open, control, onQuarantine, lastEntry, healing } = this.#around;
+    return {
+      open: (slot, signal) => open(wanted, slot, signal),
+      describe: (connection, backend) => this.#newborn(connection, backend, settings),
+      control,
+      onQuarantine,
+      lastEntry,
+      healing,
+    };
+  }
+
+  #newborn(connection: UpstreamConnection, backend: Hello, settings: string): Session {
+    const { upstream } = this.#around;
+    const { processId, secretKey } = connection;
+    const oldAt = performance.now() + jittered(upstream.pool.lifetimeMs);
+    const cancelTarget = { upstream, processId, secretKey };
+    const state = { identity: undefined, keptUntil: oldAt, unwatch: () => {} };
+    return { connection, backend, cancelTarget, settings, oldAt, ...state };
+  }
+
+  #isWorthKeeping({ oldAt }: Session, key: string): boolean {
+    return !this.#around.retired.aborted && performance.now() < oldAt && this.#slots.wouldUse(key);
+  }
+
+  async #close(slot: Slot<Session>): Promise<void> {
+    const session = slot.session as Session;
+    session.unwatch();
+    await leave({ slot, session }, this.#around.control, false);
+  }
+
+  /** Sees to it that the next user who has no session with these settings finds one. */
+  #makeSpares(wanted: Wanted, settings: string): void {
+    const { mode, retired, track } = this.#around;
+    const key = spareKey(settings);
+    const missing = this.#maxSpares - this.#slots.countOf(key) - this.#sparesComing;
+    if (!mode.adopts || retired.aborted || missing <= 0) return;
+    if (this.#sparesComing >= SPARES_AT_ONCE) return;
+    // Those of other settings make room, should all together be too many.
+    const isOther = (_: Session, other: string) => isSpareKey(other) && other !== key;
+    this.#slots.evict(isOther, this.#slots.countIf(isOther) - missing + 1);
+    this.#sparesComing++;
+    const made = this.#makeSpare(wanted, settings, key).finally(() => this.#sparesComing--);
+    // Whoever logs in next tries again what has failed.
+    track(made).then(
+      () => this.#makeSpares(wanted, settings),
+      () => {},
+    );
+    this.#makeSpares(wanted, settings);
+  }
+
+  async #makeSpare(wanted: Wanted, settings: string, key: string): Promise<void> {
+    const { upstream, patience, retired, control } = this.#around;
+    const deadline = performance.now() + upstream.connectTimeoutMs;
+    const door = { ...this.#door(wanted, settings), request: { keys: [], spare: key }, deadline };
+    const entered = await patience.try(0, retired, () => enter(this.#slots, door, retired));
+    if (retired.aborted) await leave(entered, control, false);
+    else shelve(entered, this.#slots, key);
+  }
+}
+
+/** Give or take a tenth, so that what began together does not end together. */
+function jittered(ms: number): number {
+  return ms * (0.9 + 0.2 * Math.random());
+}
+
+/** Takes a kept session up again. @throws {ProxyError} upstream_lost when it has ended, or has said what nobody has read. */
+function takeUp(session: Session): void {
+  session.unwatch();
+  if (!isSilent(session)) throw new ProxyError('upstream_lost');
+}
