@@ -1,0 +1,316 @@
+/**
+ * Sessions that outlive their client: who gets which, and what is certain of one before anybody gets it.
+ */
+import pg from 'pg';
+import { afterEach, describe, expect, test } from 'vitest';
+import { startStack, until, type Stack, type StackOptions } from '../support/stack.ts';
+import { pidOf, value as rowOf } from './attack-scene.ts';
+
+let stack: Stack | undefined;
+afterEach(async () => {
+  await stack?.close();
+  stack = undefined;
+});
+
+type PoolInput = NonNullable<NonNullable<StackOptions['upstream']>['pool']>;
+
+async function start(pool: PoolInput, options: StackOptions = {}): Promise<Stack> {
+  stack = await startStack({ ...options, upstream: { pool: { spares: 0, ...pool } } });
+  return stack;
+}
+
+const counts = () => {
+  const { upstreams } = (stack as Stack).proxy.counts();
+  return upstreams['main']?.['authenticated'];
+};
+
+/** Its session is in order again, or closed. */
+const settled = () => until(() => counts()?.busy === 0);
+
+async function visit<T>(
+  sub: string,
+  then: (client: pg.Client) => Promise<T>,
+  overrides: pg.ClientConfig = {},
+): Promise<{ pid: number; result: T }> {
+  const client = await (stack as Stack).connect(sub, overrides);
+  const pid = await pidOf(client);
+  const result = await then(client);
+  await client.end();
+  await settled();
+  return { pid, result };
+}
+const nothing = async () => {};
+const value = (client: pg.Client, expression: string) => rowOf(client, `select ${expression}`);
+
+describe('same-identity', () => {
+  test('gives a user who comes back the same session, reset, as whom it was', async () => {
+    await start({});
+    const first = await visit('alice', async (client) => {
+      await client.query(
+        "set search_path = 'nowhere'; create temporary table mine (); prepare one as select 1",
+      );
+    });
+    expect(counts()).toMatchObject({ idle: 1, busy: 0 });
+
+    const second = await visit('alice', async (client) => {
+      const { rows } = await client.query(
+        "select current_setting('search_path') as path, auth.user_id() as who, current_user as role," +
+          " to_regclass('pg_temp.mine') as temporary, (select count(*)::int from pg_prepared_statements) as prepared",
+      );
+      return rows[0] as Record<string, unknown>;
+    });
+
+    expect(second.pid).toBe(first.pid);
+    expect(second.result).toEqual({
+      path: '"$user", public',
+      who: 'alice',
+      role: 'authenticated',
+      temporary: null,
+      prepared: 0,
+    });
+  });
+
+  test('gives another user another session', async () => {
+    await start({});
+    const alice = await visit('alice', nothing);
+
+    const bob = await visit('bob', (client) => value(client, 'auth.user_id()'));
+
+    expect(bob.pid).not.toBe(alice.pid);
+    expect(bob.result).toBe('bob');
+    expect(counts()).toMatchObject({ idle: 2 });
+  });
+
+  test('gives a client with other settings another session, for RESET returns to them', async () => {
+    await start({});
+    const first = await visit('alice', nothing);
+
+    const second = await visit(
+      'alice',
+      (client) => value(client, "current_setting('application_name')"),
+      {
+        application_name: 'other',
+      },
+    );
+
+    expect(second.pid).not.toBe(first.pid);
+    expect(second.result).toBe('other');
+  });
+
+  test('puts the claims of a new token on the session that is given', async () => {
+    const { as, issuer } = await start({});
+    const first = await visit('alice', nothing);
+    const password = () => issuer.mint({ sub: 'alice', org: 'two' });
+
+    const second = await visit('alice', (client) => value(client, "auth.session() ->> 'org'"), {
+      ...as('alice'),
+      password,
+    });
+
+    expect(second).toEqual({ pid: first.pid, result: 'two' });
+  });
+
+  test('gives the session to a login that waits for it, and no slot more', async () => {
+    await start({}, { slots: 1 });
+    const first = await (stack as Stack).connect('alice');
+    const pid = await pidOf(first);
+    const second = (stack as Stack).connect('alice');
+    await until(() => counts()?.waiting === 1);
+
+    await first.end();
+    const client = await second;
+
+    expect(await pidOf(client)).toBe(pid);
+    await client.end();
+  });
+
+  test('closes the session that waited longest for whoever needs its slot', async () => {
+    await start({}, { slots: 2 });
+    const alice = await visit('alice', nothing);
+    await visit('bob', nothing);
+
+    const carol = await visit('carol', (client) => value(client, 'auth.user_id()'));
+
+    expect(carol.result).toBe('carol');
+    expect(counts()).toMatchObject({ idle: 2, busy: 0, waiting: 0 });
+    const again = await visit('alice', nothing);
+    expect(again.pid).not.toBe(alice.pid);
+  });
+
+  test('closes a session after its time', async () => {
+    await start({ idleTimeoutMs: 1_000 });
+    await visit('alice', nothing);
+    expect(counts()).toMatchObject({ idle: 1 });
+
+    await until(() => counts()?.idle === 0);
+
+    await settled();
+  });
+
+  test('does not use a session that is too old', async () => {
+    await start({ lifetimeMs: 1_000 });
+    const client = await (stack as Stack).connect('alice');
+    await client.query('select pg_sleep(1.2)');
+
+    await client.end();
+    await settled();
+
+    expect(counts()).toMatchObject({ idle: 0 });
+  });
+
+  test('keeps no session of a client that left in a transaction', async () => {
+    await start({});
+
+    await visit('alice', (client) => client.query('begin'));
+
+    expect(counts()).toMatchObject({ idle: 0 });
+  });
+
+  test('notices that PostgreSQL has ended a session while it waited', async () => {
+    const { change } = await start({});
+    const { pid } = await visit('alice', nothing);
+
+    await change(`select pg_terminate_backend(${pid})`);
+    await until(() => counts()?.idle === 0);
+
+    const again = await visit('alice', (client) => value(client, 'auth.user_id()'));
+    expect(again.result).toBe('alice');
+    expect(again.pid).not.toBe(pid);
+  });
+
+  test('tells the next client the settings as they are, whatever the server changed meanwhile', async () => {
+    const { change } = await start({});
+    const { pid } = await visit('alice', async (client) => {
+      await change("alter system set timezone = 'Asia/Tokyo'");
+      await change('select pg_reload_conf()');
+      await until(
+        async () => (await value(client, "current_setting('timezone')")) === 'Asia/Tokyo',
+      );
+    });
+    const reported: Record<string, string> = {};
+    const client = new pg.Client((stack as Stack).as('alice'));
+    client.connection.on('parameterStatus', ({ parameterName, parameterValue }) => {
+      reported[parameterName] = parameterValue;
+    });
+    await client.connect();
+
+    expect(await pidOf(client)).toBe(pid);
+    expect(reported['TimeZone']).toBe('Asia/Tokyo');
+    await client.end();
+  });
+});
+
+describe('never', () => {
+  test('gives nobody a session that was used', async () => {
+    await start({ reuse: 'never' });
+    const first = await visit('alice', nothing);
+
+    const second = await visit('alice', nothing);
+
+    expect(second.pid).not.toBe(first.pid);
+    expect(counts()).toMatchObject({ idle: 0 });
+  });
+});
+
+describe('any', () => {
+  test('gives another user of the role the session, as whom that one is', async () => {
+    await start({ reuse: 'any' });
+    const alice = await visit('alice', nothing);
+
+    const bob = await visit('bob', (client) => value(client, 'auth.user_id()'));
+
+    expect(bob).toEqual({ pid: alice.pid, result: 'bob' });
+  });
+
+  test('takes the identity off a session that waits', async () => {
+    const { change, primary } = await start({ reuse: 'any' });
+    await visit('alice', nothing);
+
+    expect(counts()).toMatchObject({ idle: 1 });
+    await expect(
+      change('do $$ begin assert (select count(*) from pgjot.session) = 0; end $$'),
+    ).resolves.toBeUndefined();
+    expect(primary).toBeDefined();
+  });
+});
+
+describe('spares', () => {
+  test('are logged in for the settings that clients use, and given to users who have no session', async () => {
+    await start({ spares: 2 });
+    await visit('alice', nothing);
+    await visit('alice', nothing);
+    await until(() => counts()?.idle === 3);
+
+    const bob = await visit('bob', (client) => value(client, 'auth.user_id()'));
+
+    expect(bob.result).toBe('bob');
+    await until(() => counts()?.idle === 4);
+  });
+
+  test('are no more than a quarter of the slots', async () => {
+    await start({ spares: 100 }, { slots: 8 });
+    await visit('alice', nothing);
+    await visit('alice', nothing);
+
+    await until(() => counts()?.idle === 3);
+    await visit('alice', nothing);
+    expect(counts()?.idle).toBe(3);
+  });
+
+  test('give their slots to whoever needs them', async () => {
+    await start({ spares: 1 }, { slots: 4 });
+    await visit('alice', nothing);
+    await visit('alice', nothing);
+    await until(() => counts()?.idle === 2);
+
+    const clients = await Promise.all(
+      ['a', 'b', 'c', 'd'].map((sub) => (stack as Stack).connect(sub)),
+    );
+
+    expect(await Promise.all(clients.map((client) => value(client, 'auth.user_id()')))).toEqual([
+      'a',
+      'b',
+      'c',
+      'd',
+    ]);
+    for (const client of clients) await client.end();
+  });
+
+  test('of settings that come once are not made', async () => {
+    await start({ spares: 2 });
+
+    for (const name of ['a', 'b', 'c', 'd']) {
+      await visit('alice', nothing, { application_name: name });
+    }
+
+    expect(counts()).toMatchObject({ idle: 4, busy: 0 });
+  });
+});
+
+describe('limits', () => {
+  test('maxConnections of the upstream closes idle sessions rather than let anybody wait', async () => {
+    await start({ maxConnections: 2 });
+    await visit('alice', nothing);
+    await visit('bob', nothing);
+
+    const carol = await visit('carol', (client) => value(client, 'auth.user_id()'));
+
+    expect(carol.result).toBe('carol');
+    const { idle = 0, busy = 0 } = counts() ?? {};
+    expect(idle + busy).toBeLessThanOrEqual(2);
+  });
+
+  test('maxWaiting refuses at once whoever would have to wait behind too many', async () => {
+    await start({ maxWaiting: 1 }, { slots: 1 });
+    const first = await (stack as Stack).connect('alice');
+    const second = (stack as Stack).connect('bob');
+    await until(() => counts()?.waiting === 1);
+
+    const began = performance.now();
+    await expect((stack as Stack).connect('carol')).rejects.toMatchObject({ code: '53300' });
+
+    expect(performance.now() - began).toBeLessThan(1_000);
+    await first.end();
+    await (await second).end();
+  });
+});
