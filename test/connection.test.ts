@@ -125,7 +125,7 @@ async function arrive(change: (house: House) => void = () => {}) {
         cancelTarget: { upstream: fake.upstreamAt(1), processId: 9, secretKey: Buffer.alloc(4) },
         renew: undefined,
         disown: async () => void events.push('disown'),
-        release: async (busy) => {
+        release: async ({ busy }) => {
           events.push(`release ${busy ? 'busy' : 'idle'}`);
           peer.stream.destroy();
           await turn();

@@ -28,9 +28,20 @@ const SETTINGS = hex(
   'pg_catalog.array_to_json(array(select pg_catalog.current_setting(s.name, true)' +
     ' from pg_catalog.unnest($2::pg_catalog.text[]) with ordinality as s (name, number) order by s.number))::pg_catalog.text',
 );
-const WHO =
-  'select $1::pg_catalog.text, h.pid, h.backend_start, h.dirty, ' +
-  `${hex('current_user::pg_catalog.text')}, ${USER_ID}, ${SETTINGS} from pgjot.hello() as h`;
+const LOGIN =
+  '(select r.oid from pg_catalog.pg_roles r where r.rolname operator(pg_catalog.=) session_user)';
+/** Attack E11, as pgjot.hello() sees it: that would have to be planned anew each time, which takes longer than all the rest. */
+const HAS_SETTINGS = `exists (select from pg_catalog.pg_db_role_setting s where s.setrole operator(pg_catalog.=) ${LOGIN})`;
+/** Before PostgreSQL 15 clients could grant their slots to each other, or other roles to their slots. */
+const HAS_ACCOMPLICES =
+  `((select pg_catalog.count(*) from pg_catalog.pg_auth_members m where m.roleid operator(pg_catalog.=) ${LOGIN}` +
+  ` or m.member operator(pg_catalog.=) ${LOGIN}) operator(pg_catalog.<>) 2)`;
+
+const whoIs = (dirty: string) =>
+  'select $1::pg_catalog.text, pg_catalog.pg_backend_pid(), ' +
+  `${dirty}, ${hex('current_user::pg_catalog.text')}, ${USER_ID}, ${SETTINGS}`;
+const WHO = whoIs(HAS_SETTINGS);
+const WHO_BEFORE_15 = whoIs(`${HAS_SETTINGS} or ${HAS_ACCOMPLICES}`);
 
 /**
  * Resets a session whose client has left it idle, at a frame boundary both ways. `reported` is whether the server has
@@ -47,7 +58,8 @@ export async function reset(session: Session, role: string, reported: boolean): 
     const nonce = randomBytes(16).toString('hex');
     const statuses = statusesOf(connection.greeting);
     const names = reported ? [...statuses.keys()] : [];
-    const question = encodeStatement(WHO, [nonce, arrayOf(names)]);
+    const who = versionOf(statuses) < 15 ? WHO_BEFORE_15 : WHO;
+    const question = encodeStatement(who, [nonce, arrayOf(names)]);
     connection.stream.write(Buffer.concat([DISCARD_ALL, question]));
     await readDiscarded(connection, statuses, attempt.signal);
     const answer = await readAnswer(connection, attempt.signal);
@@ -86,14 +98,14 @@ async function readDiscarded(
 
 /** Whether this very backend has answered this very question, is in its group's role, and nobody else's; gives the settings asked for. */
 function assertOurs(
-  [echo, pid, start, dirty, user, subject, settings]: readonly (string | null)[],
+  [echo, pid, dirty, user, subject, settings]: readonly (string | null)[],
   session: Session,
   { nonce, role }: { nonce: string; role: string },
 ): (string | null)[] {
   const { backend, identity } = session;
   if (echo !== nonce) throw unfit('an answer that is none to our question');
-  if (Number(pid) !== backend.pid || start !== backend.start) throw unfit('another backend');
-  if (dirty !== 'f') throw unfit('its user has changed the settings of the slot');
+  if (Number(pid) !== backend.pid) throw unfit('another backend');
+  if (dirty !== 'f') throw unfit('its user has changed the slot');
   if (decode(user) !== role) throw unfit('its role is not the one that it began with');
   if (subject === null) session.identity = undefined;
   else if (decode(subject) !== identity?.subject) throw unfit('it belongs to somebody else');
@@ -109,6 +121,13 @@ function statusesOf(frames: readonly Buffer[]): Map<string, Buffer> {
     if (frame[0] === BACKEND.ParameterStatus) statuses.set(nameOf(frame.subarray(5)), frame);
   }
   return statuses;
+}
+
+/** The server's major version, which it reports at every login. */
+function versionOf(statuses: ReadonlyMap<string, Buffer>): number {
+  const body = statuses.get('server_version')?.subarray(5);
+  const value = body && decodeString(body, 'server_version\0'.length)?.text;
+  return Number.parseInt(value ?? '0', 10);
 }
 
 function nameOf(body: Buffer): string {

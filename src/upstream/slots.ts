@@ -14,6 +14,7 @@
  *                                                 └──────────────────────▶ quarantined ──(a while, or mended)──▶ vacant
  */
 import { ProxyError } from '../errors.ts';
+import { Shelf, type Matcher, type Shelved } from './shelf.ts';
 import { Waiters } from './waiters.ts';
 
 /** The part of the control connection that slots need. */
@@ -74,9 +75,6 @@ export interface House {
   onRoom(): void;
 }
 
-/** Says which kept sessions are meant. */
-type Matcher<Session> = (session: Session, key: string) => boolean;
-
 /** How many slots are in which state. */
 export interface SlotCounts {
   /** Leased and vacant. */
@@ -97,16 +95,8 @@ const LEASE_BATCH = 4;
 const KEEP_FREE = 16;
 const RETRY_LEASE_MS = 100;
 
-/** An idle session's place in the book. */
-interface Idle<Session> {
-  readonly session: Session;
-  readonly key: string;
-  /** Which of the leases its slot is from; see `#generation`. */
-  readonly leasedIn: number;
-}
-
 /** What one use of a slot began with. */
-type Use<Session> = Partial<Idle<Session>> & {
+type Use<Session> = Partial<Shelved<Session>> & {
   readonly leasedIn: number;
   /** Whether somebody who waits is promised the slot. */
   readonly promised?: boolean;
@@ -116,10 +106,7 @@ type Use<Session> = Partial<Idle<Session>> & {
 export class Slots<Session> {
   readonly #options: SlotOptions<Session>;
   readonly #vacant: string[] = [];
-  /** The longest idle first. */
-  readonly #idle = new Map<string, Idle<Session>>();
-  /** Their slots by key, the longest idle first. */
-  readonly #byKey = new Map<string, Set<string>>();
+  readonly #idle = new Shelf<Session>();
   /** Until when, by the wall clock. */
   readonly #quarantined = new Map<string, number>();
   readonly #waiters: Waiters<Slot<Session>>;
@@ -163,12 +150,12 @@ export class Slots<Session> {
 
   /** How many sessions are kept under a key. */
   countOf(key: string): number {
-    return this.#byKey.get(key)?.size ?? 0;
+    return this.#idle.countOf(key);
   }
 
   /** How many kept sessions match. */
   countIf(matches: Matcher<Session>): number {
-    return [...this.#idle.values()].filter(({ session, key }) => matches(session, key)).length;
+    return this.#idle.countIf(matches);
   }
 
   /** Has the kept sessions closed that match, the longest idle first, and at most so many. Returns how many these are. */
@@ -228,11 +215,8 @@ export class Slots<Session> {
 
   /** The session that was used last of those that are kept for such a request. */
   #kept({ keys }: SlotRequest): Slot<Session> | undefined {
-    for (const key of keys) {
-      const name = [...(this.#byKey.get(key) ?? [])].at(-1);
-      if (name !== undefined) return this.#take(name);
-    }
-    return undefined;
+    const name = this.#idle.find(keys);
+    return name === undefined ? undefined : this.#take(name);
   }
 
   /** A vacant slot, where one more connection is allowed. */
@@ -263,19 +247,8 @@ export class Slots<Session> {
 
   /** Takes an idle session out of the book, for its next user or to be closed. */
   #take(name: string, promised = false): Slot<Session> {
-    const { key, ...idle } = this.#idle.get(name) as Idle<Session>;
-    this.#idle.delete(name);
-    const names = this.#byKey.get(key);
-    names?.delete(name);
-    if (names?.size === 0) this.#byKey.delete(key);
-    return this.#use(name, { ...idle, promised });
-  }
-
-  #shelve(name: string, idle: Idle<Session>): void {
-    this.#idle.set(name, idle);
-    const names = this.#byKey.get(idle.key);
-    if (names === undefined) this.#byKey.set(idle.key, new Set([name]));
-    else names.add(name);
+    const { session, leasedIn } = this.#idle.take(name) as Shelved<Session>;
+    return this.#use(name, { session, leasedIn, promised });
   }
 
   #use(name: string, { session, leasedIn, promised }: Use<Session>): Slot<Session> {
@@ -308,7 +281,7 @@ export class Slots<Session> {
         if (key === undefined) this.serve();
       },
       release: () => end(ifStillLeased(() => this.#vacate(name))),
-      keep: (kept, key) => end(() => this.#shelve(name, { session: kept, key, leasedIn })),
+      keep: (kept, key) => end(() => this.#idle.put(name, { session: kept, key, leasedIn })),
       quarantine: (ms) => {
         const until = Date.now() + ms;
         end(ifStillLeased(() => this.#quarantined.set(name, until)));

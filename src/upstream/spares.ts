@@ -14,7 +14,7 @@ const LOGINS_TO_MATTER = 2;
 
 /** The same for the same settings in any order. */
 export function settingsKey(settings: Settings): string {
-  return JSON.stringify([...settings].sort(([one], [other]) => (one < other ? -1 : 1)));
+  return JSON.stringify([...settings].toSorted(([one], [other]) => (one < other ? -1 : 1)));
 }
 
 /** What one role's clients have asked for lately. */

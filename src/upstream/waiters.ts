@@ -73,7 +73,7 @@ export class Waiters<T> implements Iterable<Waiter<T>> {
         },
         reject: (error) => {
           leave();
-          reject(error as Error);
+          reject(error);
         },
       };
       const onAbort = () => waiter.reject(signal.reason);

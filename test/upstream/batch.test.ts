@@ -24,7 +24,7 @@ function doubling(failure: ProxyError = rejected) {
   return {
     ask: (number: number) => ask([number]).then(({ double }) => double as number),
     asked,
-    hold() {
+    hold: () => {
       held = gate();
       return () => {
         held = undefined;
