@@ -266,6 +266,8 @@ async function writeConfig(
         ...(options.upstreamTls && { tls: { mode: 'verify-full', caFile } }),
         secret: { file: secretFile },
         roles: { ...roles },
+        // A test that looks at what a client leaves behind wants nothing kept; those of reuse say how.
+        pool: { reuse: 'never', spares: 0 },
         ...options.upstream,
       },
     },
