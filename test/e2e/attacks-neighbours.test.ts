@@ -109,7 +109,7 @@ describe.each(grounds())(GROUND, (ground) => {
 
       expect(rows.length).toBeGreaterThan(0);
       for (const { query } of rows)
-        expect(query).toMatch(/^select (slot from )?pgjot\.\w+\([$\d, ]*\)/);
+        expect(query).toMatch(/^select (slot from )?pgjot\.\w+\(([$\d, ]*|b\.pid[\w:., ]*)\)/);
     },
   );
 

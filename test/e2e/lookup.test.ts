@@ -3,6 +3,7 @@
  *
  * Alice and Bob belong to different tenants, Carol to none. In every session mode that this run has.
  */
+import { randomUUID } from 'node:crypto';
 import pg from 'pg';
 import { pino } from 'pino';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
@@ -407,7 +408,8 @@ describe.each(grounds)('on PostgreSQL $version, mode $session', (ground) => {
 test('a session whose token is renewed is looked up again, and keeps what it has where it has no entry any more', async () => {
   await using stack = await startTenants({});
   const alice = await signIn(stack, 'alice');
-  const renew = async () => alice.query(`set pgjot.token = '${await stack.token('alice')}'`);
+  const renew = async () =>
+    alice.query(`set pgjot.token = '${await stack.token('alice', { jti: randomUUID() })}'`);
   await stack.change(`update members set tenant_id = '${BOLT}' where user_id = 'alice'`);
   expect(await titles(alice)).toEqual(['plan of Acme']);
 
