@@ -238,7 +238,7 @@ function poolFor(
 ): SharedPool {
   const known = predecessor?.pools.get(id);
   if (known?.secret === secret && isDeepStrictEqual(known.upstream, upstream)) return known;
-  const pool = createPool(upstream, `upstreams.${id}`, {
+  const pool = createPool(upstream, secret, {
     onQuarantine(slot, error) {
       logger.error({ event: 'slot_quarantined', upstream: id, slot, ...explain(error) });
     },

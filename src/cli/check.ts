@@ -132,14 +132,15 @@ async function upstreamProblems(name: string, config: Config): Promise<ConfigPro
   const path = `upstreams.${name}`;
   const upstream = config.upstreams[name];
   if (upstream === undefined) return [];
+  let secret: string;
   try {
-    readSecret(upstream.secret, path);
+    secret = readSecret(upstream.secret, path);
   } catch {
     // Reported already.
     return [];
   }
   const problems: ConfigProblem[] = [];
-  const control = createControl(upstream, path, () => {});
+  const control = createControl(upstream, secret, () => {});
   try {
     for (const role of Object.keys(upstream.roles)) {
       try {
@@ -157,7 +158,7 @@ async function upstreamProblems(name: string, config: Config): Promise<ConfigPro
         if (!ofRole) return problems;
       }
     }
-    problems.push(...(await lookupProblems(upstream, path)));
+    problems.push(...(await lookupProblems(upstream, secret, path)));
     return problems;
   } finally {
     await control.close();
@@ -167,9 +168,10 @@ async function upstreamProblems(name: string, config: Config): Promise<ConfigPro
 /** Has PostgreSQL judge the lookup's query without running it. */
 async function lookupProblems(
   upstream: Config['upstreams'][string],
+  secret: string,
   path: string,
 ): Promise<ConfigProblem[]> {
-  const lookup = createLookup(upstream, path);
+  const lookup = createLookup(upstream, secret);
   try {
     await lookup?.check();
     return [];

@@ -8,7 +8,7 @@
  */
 import { Socket } from 'node:net';
 import pg from 'pg';
-import { readSecret, type UpstreamConfig } from '../config.ts';
+import type { UpstreamConfig } from '../config.ts';
 import { ProxyError } from '../errors.ts';
 import { upstreamTlsMode } from '../exposure.ts';
 import { CONTROL_ROLE, derivePassword } from '../session-sql/credentials.ts';
@@ -50,8 +50,12 @@ export interface Control {
 const GOODBYE_MS = 2_000;
 
 /** A control connection; `onLoss` is called once for each connection that was lost, with its leases. */
-export function createControl(upstream: UpstreamConfig, path: string, onLoss: () => void): Control {
-  const password = derivePassword(readSecret(upstream.secret, `${path}.secret`), CONTROL_ROLE);
+export function createControl(
+  upstream: UpstreamConfig,
+  secret: string,
+  onLoss: () => void,
+): Control {
+  const password = derivePassword(secret, CONTROL_ROLE);
   let opening: Promise<pg.Client> | undefined;
   let current: pg.Client | undefined;
   // Refuses further questions; then even those in the queue.

@@ -7,7 +7,7 @@
 import { Socket } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
 import pg from 'pg';
-import { readSecret, type LookupConfig, type UpstreamConfig } from '../config.ts';
+import type { LookupConfig, UpstreamConfig } from '../config.ts';
 import { upstreamTlsMode } from '../exposure.ts';
 import { derivePassword, LOOKUP_ROLE } from '../session-sql/credentials.ts';
 import { KEEPALIVES, upstreamTlsOptions } from './dial.ts';
@@ -25,13 +25,13 @@ export interface LookupQuery {
 /** Of a row's JSON text: many times what policies can want, and 10,000 of them still fit in memory. */
 export const MAX_ROW_BYTES = 32_768;
 
-/** The query of this upstream; connects when first needed. `path` is where the upstream stands in the configuration. */
+/** The query of this upstream; connects when first needed. `secret` is the upstream's. */
 export function createLookupQuery(
   upstream: UpstreamConfig,
   lookup: LookupConfig,
-  path: string,
+  secret: string,
 ): LookupQuery {
-  const connections = createConnections(upstream, lookup, path);
+  const connections = createConnections(upstream, lookup, secret);
   const text = wrap(lookup.sql);
 
   const check = async (client: pg.ClientBase): Promise<void> => {
@@ -148,8 +148,8 @@ const GOODBYE_MS = 2_000;
 const SILENCE_MS = 1_000;
 
 /** Connections as `pgjot_lookup`, opened when they are needed and closed when they have not been for a while. */
-function createConnections(upstream: UpstreamConfig, { timeoutMs }: LookupConfig, path: string) {
-  const password = derivePassword(readSecret(upstream.secret, `${path}.secret`), LOOKUP_ROLE);
+function createConnections(upstream: UpstreamConfig, { timeoutMs }: LookupConfig, secret: string) {
+  const password = derivePassword(secret, LOOKUP_ROLE);
   const sockets = new Set<Socket>();
   let ssl: ReturnType<typeof upstreamTlsOptions> | false = false;
   const prepared = new WeakSet<pg.ClientBase>();

@@ -32,17 +32,17 @@ export interface Lookup {
 }
 
 /**
- * The lookup that `upstream` has configured, if any; `path` is where it stands in the configuration. Connects when first
+ * The lookup that `upstream` has configured, if any; `secret` is the upstream's. Connects when first
  * needed. `onProblem` is told when one fails that is not required: that login goes on, with null.
  */
 export function createLookup(
   upstream: UpstreamConfig,
-  path: string,
+  secret: string,
   onProblem: (error: ProxyError) => void = () => {},
 ): Lookup | undefined {
   const { lookup } = upstream;
   if (lookup === undefined) return undefined;
-  const query = createLookupQuery(upstream, lookup, path);
+  const query = createLookupQuery(upstream, lookup, secret);
   const memory = createMemory(lookup, (values) => ask(query, values));
   let closed = false;
 

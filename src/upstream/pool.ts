@@ -6,7 +6,7 @@
  */
 import { setMaxListeners } from 'node:events';
 import type { Duplex } from 'node:stream';
-import { readSecret, type UpstreamConfig } from '../config.ts';
+import type { UpstreamConfig } from '../config.ts';
 import { ProxyError } from '../errors.ts';
 import type { Identity } from '../identity/policy.ts';
 import { chooseClaims, type SessionClaims } from '../identity/session-claims.ts';
@@ -106,15 +106,15 @@ const UNFINISHED: Departure = {
 };
 
 /**
- * A pool for one upstream; `path` is where it stands in the configuration. Connects when first needed.
+ * A pool for one upstream, whose secret this is. Connects when first needed.
  * `listener` hears of each slot that a user has spoilt, and how it went on, and of lookups that failed.
  */
 export function createPool(
   upstream: UpstreamConfig,
-  path: string,
+  secret: string,
   listener: PoolListener = UNHEARD,
 ): Pool {
-  return new UpstreamPool(upstream, path, listener);
+  return new UpstreamPool(upstream, secret, listener);
 }
 
 class UpstreamPool implements Pool {
@@ -129,12 +129,11 @@ class UpstreamPool implements Pool {
   readonly #housekeeping: readonly NodeJS.Timeout[];
   readonly #retired = new AbortController();
 
-  constructor(upstream: UpstreamConfig, path: string, listener: PoolListener) {
-    const secret = readSecret(upstream.secret, `${path}.secret`);
+  constructor(upstream: UpstreamConfig, secret: string, listener: PoolListener) {
     this.#upstream = upstream;
-    this.#control = createControl(upstream, path, () => this.#eachRole((role) => role.forget()));
+    this.#control = createControl(upstream, secret, () => this.#eachRole((role) => role.forget()));
     this.#mode = createSessionMode(upstream, secret, this.#control);
-    this.#lookup = createLookup(upstream, path, listener.onLookupFailed);
+    this.#lookup = createLookup(upstream, secret, listener.onLookupFailed);
     this.#healing = upstream.healSlots
       ? createHealing((slot) => mendSlot(upstream, secret, slot), listener)
       : undefined;

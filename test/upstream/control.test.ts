@@ -36,9 +36,8 @@ async function startBlackHole() {
 }
 
 function controlAt(port: number, onLoss = () => {}): Control {
-  vi.stubEnv('PGJOT_UNUSED', SECRET);
   const upstream = fake.upstreamAt(port, { connectTimeoutMs: CONNECT_TIMEOUT_MS });
-  return createControl(upstream, 'upstreams.main', onLoss);
+  return createControl(upstream, SECRET, onLoss);
 }
 
 const codeOf = (promise: Promise<unknown>) =>

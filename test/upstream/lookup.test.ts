@@ -36,12 +36,10 @@ const BOB = '{"org_role": "member", "tenant_id": 2}';
 const MARK = 'marked-claim-value';
 
 const opened = new Set<Lookup>();
-beforeEach(() => void vi.stubEnv('PGJOT_UNUSED', SECRET));
 afterEach(async () => {
   await Promise.all([...opened].map((lookup) => lookup.close()));
   opened.clear();
   vi.useRealTimers();
-  vi.unstubAllEnvs();
 });
 
 /** The lookup at a port, which is closed when the test is over. */
@@ -50,6 +48,7 @@ function lookupAt(
   settings: Partial<LookupConfig> = {},
   upstream: Partial<UpstreamConfig> = {},
   onProblem?: (error: ProxyError) => void,
+  secret = SECRET,
 ): Lookup {
   const lookup = createLookup(
     fake.upstreamAt(port, {
@@ -63,7 +62,7 @@ function lookupAt(
         ...settings,
       },
     }),
-    'upstreams.main',
+    secret,
     onProblem,
   ) as Lookup;
   opened.add(lookup);
@@ -707,8 +706,7 @@ describe.each(postgresVersions())('on PostgreSQL %i', (version) => {
     });
 
     test('are refused where the secret is another one, or setup made no role, with what to do', async () => {
-      vi.stubEnv('PGJOT_OTHER', `another ${SECRET}`);
-      const lookup = lookupAt(server.port, {}, { secret: { env: 'PGJOT_OTHER' } });
+      const lookup = lookupAt(server.port, {}, {}, undefined, `another ${SECRET}`);
 
       expect((await refusal(lookup.check())).cause).toMatch(
         /cannot connect as pgjot_lookup \(pgjot setup makes the role\); password authentication failed/,
@@ -771,7 +769,7 @@ test('at most 10,000 rows are remembered: the oldest go first', { timeout: 60_00
 });
 
 test('an upstream without a lookup has none', () => {
-  expect(createLookup(fake.upstreamAt(1), 'upstreams.main')).toBeUndefined();
+  expect(createLookup(fake.upstreamAt(1), SECRET)).toBeUndefined();
 });
 
 describe('a network', () => {

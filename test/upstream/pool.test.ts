@@ -55,7 +55,7 @@ function openPool(overrides: Partial<UpstreamConfig> = {}): Pool {
     acquireTimeoutMs: 2_000,
     ...overrides,
   });
-  return createPool(upstream, 'upstreams.main', {
+  return createPool(upstream, SECRET, {
     onQuarantine: (slot) => void quarantined.push(slot),
     onHealed: () => {},
     onHealingFailed: () => {},
@@ -64,7 +64,6 @@ function openPool(overrides: Partial<UpstreamConfig> = {}): Pool {
 }
 
 beforeAll(async () => {
-  vi.stubEnv('PGJOT_UNUSED', SECRET);
   folder = await mkdtemp(join(tmpdir(), 'pgjot-pool-'));
   // PostgreSQL may run as somebody else.
   await chmod(folder, 0o777);

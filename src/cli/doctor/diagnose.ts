@@ -57,7 +57,7 @@ export async function diagnose(admin: Client, patient: Patient): Promise<Finding
     })),
   ];
   if (!findings.some(({ code }) => code === 'lookup_missing')) {
-    findings.push(...(await queryFindings(upstream, `upstreams.${name}`)));
+    findings.push(...(await queryFindings(upstream, secret, `upstreams.${name}`)));
   }
   return worstFirst(findings);
 }

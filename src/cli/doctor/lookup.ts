@@ -51,11 +51,15 @@ export const LOOKUP_CHECKS: readonly Check[] = [
 /**
  * Whether the query can be run, asked as the proxy runs it, by everything but running it.
  *
- * `path` is where the upstream stands in the configuration.
+ * `secret` is the upstream's, and `path` where it stands in the configuration.
  */
-export async function queryFindings(upstream: UpstreamConfig, path: string): Promise<Finding[]> {
+export async function queryFindings(
+  upstream: UpstreamConfig,
+  secret: string,
+  path: string,
+): Promise<Finding[]> {
   if (upstream.lookup === undefined) return [];
-  const query = createLookupQuery(upstream, upstream.lookup, path);
+  const query = createLookupQuery(upstream, upstream.lookup, secret);
   try {
     await query.check();
     return [];
