@@ -43,6 +43,10 @@ export interface Control {
   isSpoilt(slot: string): Promise<boolean>;
   /** Removes what dead backends left behind. */
   sweep(): Promise<void>;
+  /** Gives this connection another name in pg_stat_activity, if there is one. */
+  rename(name: string): Promise<void>;
+  /** The names of the other control connections of this database, while there is one of ours. */
+  neighbours(): Promise<string[]>;
   /** Refuses further questions (`draining`), waits a while for those under way, and disconnects. Never throws. */
   close(): Promise<void>;
 }
@@ -168,6 +172,14 @@ export function createControl(
       // Only for housekeeping: it must not be the reason to connect.
       if (current !== undefined) await query(SWEEP, []);
     },
+    async rename(name) {
+      if (current !== undefined) await query(RENAME, [name]);
+    },
+    async neighbours() {
+      if (current === undefined) return [];
+      const result = await query(NEIGHBOURS, []);
+      return result.rows.map((row: { name: string }) => row.name);
+    },
     async close() {
       closed = true;
       await within(GOODBYE_MS, last);
@@ -221,6 +233,18 @@ const IS_SPOILT: Statement = {
     ' and (r.rolconnlimit operator(pg_catalog.=) 0' +
     ' or r.rolvaliduntil operator(pg_catalog.<=) pg_catalog.now()' +
     ' or exists (select from pg_catalog.pg_db_role_setting s where s.setrole operator(pg_catalog.=) r.oid))) as spoilt',
+};
+const RENAME: Statement = {
+  name: 'pgjot_rename',
+  text: "select pg_catalog.set_config('application_name', $1, false)",
+};
+const NEIGHBOURS: Statement = {
+  name: 'pgjot_neighbours',
+  text:
+    'select a.application_name as name from pg_catalog.pg_stat_activity a' +
+    ' where a.usename operator(pg_catalog.=) session_user' +
+    ' and a.datname operator(pg_catalog.=) pg_catalog.current_database()' +
+    ' and a.pid operator(pg_catalog.<>) pg_catalog.pg_backend_pid()',
 };
 const SWEEP: Statement = { name: 'pgjot_sweep', text: 'select pgjot.sweep()' };
 

@@ -18,6 +18,7 @@ import type { Entered } from './entry.ts';
 import { createHealing, type Healing, type HealingListener } from './healing.ts';
 import { createLookup, type Lookup } from './lookup.ts';
 import { mendSlot } from './mend.ts';
+import { Neighbours } from './neighbours.ts';
 import type { Departure } from './parting.ts';
 import { Patience } from './patience.ts';
 import { RolePool, type Surroundings } from './role-pool.ts';
@@ -96,6 +97,7 @@ const SWEEP_MS = 10_000;
 // Soon, because another proxy may wait for the slots that this one has no use for.
 const GIVE_BACK_MS = 2_000;
 const AGE_MS = 1_000;
+const MEET_MS = 1_000;
 
 /** What was left by a login that came to nothing. */
 const UNFINISHED: Departure = {
@@ -143,11 +145,13 @@ class UpstreamPool implements Pool {
     this.#roles = new Map(
       Object.keys(upstream.roles).map((role) => [role, new RolePool(role, around)]),
     );
+    const neighbours = new Neighbours(this.#control, this.#roles);
     const every = (ms: number, then: () => void) => setInterval(then, ms).unref();
     this.#housekeeping = [
       every(SWEEP_MS, () => void this.#control.sweep().catch(nothing)),
       every(GIVE_BACK_MS, () => this.#eachRole((role) => role.giveBack())),
       every(AGE_MS, () => this.#eachRole((role) => role.closeAged())),
+      every(MEET_MS, () => void this.#track(neighbours.meet())),
     ];
   }
 

@@ -137,6 +137,16 @@ export class RolePool {
     return this.#slots.evict(() => true, 1) > 0;
   }
 
+  /** Gives up to so many slots of idle sessions to other proxies. */
+  yield(count: number): void {
+    this.#slots.yield(count);
+  }
+
+  /** Whether logins wait for slots that other proxies have. */
+  get starving(): boolean {
+    return this.#slots.starving;
+  }
+
   giveBack(): void {
     this.#slots.giveBack();
   }
@@ -201,12 +211,12 @@ export class RolePool {
   #makeSpares(wanted: Wanted, settings: string): void {
     const { mode, retired, track } = this.#around;
     const key = spareKey(settings);
-    const missing = this.#maxSpares - this.#slots.countOf(key) - this.#sparesComing;
+    const missing = this.#maxSpares - this.#slots.idle.countOf(key) - this.#sparesComing;
     if (!mode.adopts || retired.aborted || missing <= 0) return;
     if (this.#sparesComing >= SPARES_AT_ONCE) return;
     // Those of other settings make room, should all together be too many.
     const isOther = (_: Session, other: string) => isSpareKey(other) && other !== key;
-    this.#slots.evict(isOther, this.#slots.countIf(isOther) - missing + 1);
+    this.#slots.evict(isOther, this.#slots.idle.countIf(isOther) - missing + 1);
     this.#sparesComing++;
     const made = this.#makeSpare(wanted, settings, key).finally(() => this.#sparesComing--);
     // Whoever logs in next tries again what has failed.

@@ -2,8 +2,8 @@
  * Which slot is whose: leased ones that are vacant, those with a session that waits for its next user, busy ones,
  * quarantined ones, and who waits for one.
  *
- * A slot is a LOGIN role that one live session uses at a time. Several proxies share the slots of a
- * database by leasing them there; this is one proxy's part of the book. It opens and closes no session itself.
+ * A slot is a LOGIN role that one live session uses at a time. This is one proxy's part of the book, several of which share
+ * a database's slots by leasing them there. It opens and closes no session itself.
  *
  *              lease                acquire               release (its backend is gone)
  *   database ─────────▶ vacant ────────────────▶ busy ─────────────────▶ vacant
@@ -94,10 +94,11 @@ const LEASE_BATCH = 4;
 // What one proxy keeps for itself: enough that steady traffic needs no lease, few enough to leave the others some.
 const KEEP_FREE = 16;
 const RETRY_LEASE_MS = 100;
+const GENEROUS_MS = 2_000;
 
 /** What one use of a slot began with. */
 type Use<Session> = Partial<Shelved<Session>> & {
-  readonly leasedIn: number;
+  readonly leasedIn: Shelved<Session>['leasedIn'];
   /** Whether somebody who waits is promised the slot. */
   readonly promised?: boolean;
 };
@@ -120,6 +121,10 @@ export class Slots<Session> {
   #leasing = false;
   /** Armed while the database is known to have none. */
   #retry: NodeJS.Timeout | undefined;
+  /** Whether it had none when it was last asked. */
+  #exhausted = false;
+  /** Until when slots go back to the database rather than to nobody, on the clock of `performance.now()`. */
+  #generousUntil = 0;
 
   constructor(options: SlotOptions<Session>) {
     this.#options = options;
@@ -148,14 +153,9 @@ export class Slots<Session> {
     return this.#waiters.size === 0 || this.#waiters.want(key);
   }
 
-  /** How many sessions are kept under a key. */
-  countOf(key: string): number {
-    return this.#idle.countOf(key);
-  }
-
-  /** How many kept sessions match. */
-  countIf(matches: Matcher<Session>): number {
-    return this.#idle.countIf(matches);
+  /** The sessions that are kept. */
+  get idle(): Pick<Shelf<Session>, 'countOf' | 'countIf'> {
+    return this.#idle;
   }
 
   /** Has the kept sessions closed that match, the longest idle first, and at most so many. Returns how many these are. */
@@ -168,6 +168,18 @@ export class Slots<Session> {
       this.#options.close(this.#take(name));
     }
     return evicted;
+  }
+
+  /** Has some idle sessions closed, and gives the database what comes free for a while. */
+  yield(count: number): void {
+    this.#generousUntil = performance.now() + GENEROUS_MS;
+    this.evict(() => true, count);
+    this.giveBack();
+  }
+
+  /** Whether logins wait for slots that the database does not have. */
+  get starving(): boolean {
+    return this.#exhausted && this.#waiters.size > 0;
   }
 
   /** Gives the free slots back to the database, and those whose quarantine is over, so that an idle proxy starves no busy one. */
@@ -269,9 +281,7 @@ export class Slots<Session> {
       this.serve();
       this.#options.house.onRoom();
     };
-    const ifStillLeased = (then: () => void) => () => {
-      if (leasedIn === this.#generation) then();
-    };
+    const ifStillLeased = (then: () => void) => () => leasedIn === this.#generation && then();
     this.#busy.add(name);
     return {
       name,
@@ -290,8 +300,8 @@ export class Slots<Session> {
     };
   }
 
-  /** Nothing happens when that quarantine is over, or its lease lost. */
   #endQuarantine(name: string, until: number): void {
+    // It may be over already, or its lease lost.
     if (this.#quarantined.get(name) !== until) return;
     this.#quarantined.delete(name);
     this.#vacate(name);
@@ -299,7 +309,10 @@ export class Slots<Session> {
   }
 
   #vacate(name: string): void {
-    if (this.#vacant.length < KEEP_FREE) this.#vacant.push(name);
+    const isEnough =
+      this.#vacant.length >= KEEP_FREE ||
+      (performance.now() < this.#generousUntil && this.#waiters.empty);
+    if (!isEnough) this.#vacant.push(name);
     else this.#giveBack([name]);
   }
 
@@ -314,6 +327,7 @@ export class Slots<Session> {
       const taken = askedIn === this.#generation ? named.filter((name) => !this.#has(name)) : [];
       this.#vacant.push(...taken);
       if (askedIn === this.#generation) this.#vacant.push(...this.#recovered());
+      this.#exhausted = taken.length === 0;
       const rest = named.filter((name) => !taken.includes(name));
       if (rest.length > 0) this.#giveBack(rest);
     } catch (error) {
@@ -370,7 +384,7 @@ export class Slots<Session> {
 
 /** Whether a session that this one wants will probably be there in a moment; it is then promised to nobody else. */
 function isExpected(expected: Map<string, number>, { keys }: SlotRequest): boolean {
-  const key = keys.find((one) => (expected.get(one) ?? 0) > 0);
+  const key = keys.find((one) => expected.has(one));
   if (key !== undefined) add(expected, key, -1);
   return key !== undefined;
 }

@@ -2,7 +2,9 @@
  * Sessions that outlive their client: who gets which, and what is certain of one before anybody gets it.
  */
 import pg from 'pg';
+import { pino } from 'pino';
 import { afterEach, describe, expect, test } from 'vitest';
+import { createProxy, parseConfig } from '../../src/proxy.ts';
 import { startStack, until, type Stack, type StackOptions } from '../support/stack.ts';
 import { pidOf, value as rowOf } from './attack-scene.ts';
 
@@ -312,4 +314,20 @@ describe('limits', () => {
     await first.end();
     await (await second).end();
   });
+});
+
+test('a second proxy gets the slots that the first one keeps idle sessions on', async () => {
+  const running = await start({}, { slots: 2 });
+  await visit('alice', nothing);
+  await visit('bob', nothing);
+  const other = createProxy(parseConfig(running.config), { logger: pino({ level: 'silent' }) });
+  const { host, port } = await other.start();
+
+  const began = performance.now();
+  const client = await running.connect('carol', { host, port });
+
+  expect(performance.now() - began).toBeLessThan(4_000);
+  expect(await value(client, 'auth.user_id()')).toBe('carol');
+  await client.end();
+  await other.close();
 });

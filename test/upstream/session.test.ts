@@ -195,6 +195,8 @@ function control(): { bound: unknown[]; control: Control } {
       bind: async (...given) => void bound.push(given),
       lease: unused,
       giveBack: unused,
+      rename: unused,
+      neighbours: unused,
       unbind: unused,
       terminate: unused,
       isSpoilt: unused,
