@@ -7,29 +7,40 @@
  */
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { availableParallelism, constants, cpus, release, totalmem } from 'node:os';
-import { dirname } from 'node:path';
+import { dirname, relative } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
 import { MEASURES, rehearse } from './measures.mjs';
-import { preparePostgres, writeCopyFile } from './postgres.mjs';
-import { markdown, summarize } from './report.mjs';
+import { plot } from './plot.mjs';
+import { countBackends, preparePostgres, writeCopyFile } from './postgres.mjs';
+import { COLUMNS, figureTable, ratioTable, summarize, targetTable } from './report.mjs';
+import { CROWD, IDLE_SECONDS, SILENT } from './sizes.mjs';
 import { openStage, residentMiB } from './stage.mjs';
-import { CLIENTS, startTargets, version } from './targets.mjs';
+import { startTargets, version } from './targets.mjs';
 
-const USAGE = `usage: npm run bench -- [--quick] [--rounds N] [--seconds N] [--megabytes N]
-                        [--only measure,…] [--json FILE] [--node-args A]
+const USAGE = `usage: npm run bench -- [--quick] [--rounds N] [--seconds N] [--megabytes N] [--only measure,…]
+                        [--json FILE] [--markdown FILE] [--svg FILE] [--node-args A]
 
-  --quick         3 short rounds: is everything in order?
-  --rounds N      how often every measurement is taken (5)
-  --seconds N     length of one pgbench run (5)
-  --megabytes N   length of one COPY (400)
-  --only M,…      of ${MEASURES.map(({ id }) => id).join(', ')}
-  --json FILE     where all samples go (test-results/bench.json)
-  --node-args A   for the Node that runs pgjot, for instance --node-args=--cpu-prof
+  --quick          one short round of the main measurements: is everything in order?
+  --rounds N       how often every measurement is taken (5)
+  --seconds N      length of one pgbench run (3)
+  --megabytes N    length of one COPY (400)
+  --only M,…       of ${MEASURES.map(({ id }) => id).join(', ')}
+  --json FILE      where all samples go (test-results/bench.json)
+  --markdown FILE  where the report goes (test-results/bench.md)
+  --svg FILE       where the picture goes (test-results/bench.svg)
+  --node-args A    for the Node that runs pgjot, for instance --node-args=--cpu-prof
 `;
+
+/** What a quick run has less of. */
+const QUICK = { columns: ['direct', 'pgjot', 'pgbouncer'], crowd: 200, silent: 1_000 };
+/** How long sessions may take to be gone that a crowd has left behind, and how many may stay. */
+const SETTLE_MS = IDLE_SECONDS * 1_000 + 30_000;
+const SETTLED_BACKENDS = 100;
 
 /**
  * @typedef {ReturnType<typeof readOptions>} Options
- * @typedef {import('./report.mjs').Round} Round
+ * @typedef {import('./rows.mjs').Round} Round
  * @typedef {import('./targets.mjs').Target} Target
  */
 
@@ -60,7 +71,7 @@ async function main() {
   for (const sentence of missing) say(sentence);
   const rest = memoryOf(targets);
   const copyFile = writeCopyFile(stage, options.megabytes);
-  const scene = { ...options, stage, copyFile, bin: postgres.bin };
+  const scene = { ...options, stage, copyFile, postgres };
   for (const target of targets) await rehearse(scene, target);
 
   const { rounds, failures } = await measure(scene, targets);
@@ -68,16 +79,21 @@ async function main() {
   const rows = summarize(rounds);
   const memory = { rest, peak: memoryOf(targets) };
   const machine = describeMachine(postgres);
-  writeJson({ machine, options, failures, rows, memory, rounds });
-  console.log(`\n${markdown(rows, memory)}\n\n${machine}\n${explain()}`);
-  for (const failure of failures) console.log(`\nFAILED: ${failure}`);
+  write(
+    options.json,
+    JSON.stringify({ machine, options, failures, rows, memory, rounds }, undefined, 2),
+  );
+  write(options.svg, plot(rows, machine));
+  const report = describe(rows, memory, machine, failures);
+  write(options.markdown, report);
+  console.log(`\n${report}`);
   if (failures.length > 0) process.exitCode = 1;
 }
 
 /**
  * All rounds, every measure in each, all targets taking turns; each round starts with another target.
  *
- * @param {import('./measures.mjs').Scene} scene
+ * @param {import('./clients.mjs').Scene} scene
  * @param {readonly Target[]} targets
  */
 async function measure(scene, targets) {
@@ -85,13 +101,17 @@ async function measure(scene, targets) {
   const rounds = [];
   /** @type {string[]} */
   const failures = [];
+  const measures = options.measures.filter(({ tls }) => tls !== true || scene.postgres.certificate);
+  if (measures.length < options.measures.length) {
+    say('openssl is not installed: rows with TLS are left out');
+  }
   for (let number = 0; number < options.rounds; number += 1) {
     /** @type {Round} */
     const round = {};
     rounds.push(round);
-    for (const { id, applies, sample } of options.measures) {
+    for (const { id, applies, sample, crowded } of measures) {
       const cells = (round[id] ??= {});
-      const turn = targets.filter(applies);
+      const turn = targets.filter((one) => applies(one) && options.columns.includes(one.column));
       for (const [index] of turn.entries()) {
         const target = turn[(index + number) % turn.length];
         if (target === undefined) continue;
@@ -104,10 +124,24 @@ async function measure(scene, targets) {
           failures.push(`${what}: ${sentenceOf(error)}`);
           say(`${what}: FAILED`);
         }
+        if (crowded === true) await settle(scene.postgres);
       }
     }
   }
   return { rounds, failures };
+}
+
+/**
+ * Waits until the sessions that a crowd left in a pool are gone, or the next column would have to carry them.
+ *
+ * @param {import('./postgres.mjs').Postgres} postgres
+ */
+async function settle(postgres) {
+  const deadline = performance.now() + SETTLE_MS;
+  while ((await countBackends(postgres)) > SETTLED_BACKENDS) {
+    if (performance.now() > deadline) return say('sessions of a crowd are still there');
+    await delay(250);
+  }
 }
 
 function readOptions() {
@@ -119,6 +153,8 @@ function readOptions() {
       megabytes: { type: 'string' },
       only: { type: 'string' },
       json: { type: 'string', default: 'test-results/bench.json' },
+      markdown: { type: 'string', default: 'test-results/bench.md' },
+      svg: { type: 'string', default: 'test-results/bench.svg' },
       'node-args': { type: 'string', default: '' },
       help: { type: 'boolean', default: false },
     },
@@ -135,13 +171,21 @@ function readOptions() {
     if (!Number.isInteger(value) || value < 1) refuse(`not a whole number above 0: ${text}`);
     return value;
   };
+  const { quick } = values;
   return {
-    rounds: number(values.rounds, values.quick ? 3 : 5),
+    rounds: number(values.rounds, quick ? 1 : 5),
     // pgbench reports once a second and the first report only starts the clock.
-    seconds: Math.max(3, number(values.seconds, values.quick ? 3 : 5)),
-    megabytes: number(values.megabytes, values.quick ? 100 : 400),
-    measures: MEASURES.filter(({ id }) => only?.includes(id) ?? true),
+    seconds: Math.max(3, number(values.seconds, 3)),
+    megabytes: number(values.megabytes, quick ? 100 : 400),
+    columns: quick ? QUICK.columns : Object.keys(COLUMNS),
+    crowd: quick ? QUICK.crowd : CROWD,
+    silent: quick ? QUICK.silent : SILENT,
+    measures: MEASURES.filter(({ id, thorough, onRequest }) =>
+      only === undefined ? onRequest !== true && !(quick && thorough) : only.includes(id),
+    ),
     json: values.json,
+    markdown: values.markdown,
+    svg: values.svg,
     nodeArgs: values['node-args'].split(' ').filter((word) => word !== ''),
   };
 }
@@ -190,19 +234,54 @@ function describeMachine({ bin, version: postgres }) {
   ].join('; ');
 }
 
-function explain() {
-  return (
-    `\n${options.rounds} rounds of ${options.seconds} s and ${options.megabytes} MB, the columns taking turns within each; ` +
-    `\`pgbench -S\` with ${CLIENTS} clients unless it says 1. Client, proxy and PostgreSQL share the cores and whatever else ` +
-    'the machine does, so absolute figures wander by ±20 % from run to run: compare only ratios within one run.'
-  );
+/**
+ * The whole report, fit to be pasted.
+ *
+ * @param {ReturnType<typeof summarize>} rows
+ * @param {{ rest: ReturnType<typeof memoryOf>, peak: ReturnType<typeof memoryOf> }} memory
+ * @param {string} machine
+ * @param {readonly string[]} failures
+ */
+function describe(rows, memory, machine, failures) {
+  const picture = relative(dirname(options.markdown), options.svg);
+  return [
+    '# What pgjot costs',
+    '',
+    machine,
+    '',
+    `${options.rounds} rounds of ${options.seconds} s and ${options.megabytes} MB, the columns taking turns within each: ` +
+      'medians, and in brackets the lowest and the highest round. Client, proxy and PostgreSQL share the cores and whatever ' +
+      'else the machine does, so absolute figures wander by ±20 % from run to run: compare only ratios within one run. ' +
+      'What each row means, and what is fair about it, is in `bench/README.md`.',
+    '',
+    ...failures.flatMap((failure) => [`**FAILED**: ${failure}`, '']),
+    '## Targets',
+    '',
+    targetTable(rows),
+    '',
+    `![pgjot compared with the others](${picture})`,
+    '',
+    '## pgjot divided by each other column',
+    '',
+    'The median of the ratios within a round.',
+    '',
+    ratioTable(rows),
+    '',
+    '## Figures',
+    '',
+    figureTable(rows, memory),
+    '',
+  ].join('\n');
 }
 
-/** @param {object} result */
-function writeJson(result) {
-  mkdirSync(dirname(options.json), { recursive: true });
-  writeFileSync(options.json, `${JSON.stringify(result, undefined, 2)}\n`);
-  say(`all samples are in ${options.json}`);
+/**
+ * @param {string} file
+ * @param {string} text
+ */
+function write(file, text) {
+  mkdirSync(dirname(file), { recursive: true });
+  writeFileSync(file, text.endsWith('\n') ? text : `${text}\n`);
+  say(`written: ${file}`);
 }
 
 /** @param {Record<string, number> | undefined} sample */

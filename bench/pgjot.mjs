@@ -1,20 +1,21 @@
 /**
  * pgjot itself as a column: its built command line, as a user runs it, with an issuer of its own.
  *
- * One worker, no TLS, the default log; the token is long enough to outlive the run.
+ * One worker, the default log; tokens live long enough to outlive the run.
  */
 import { randomBytes } from 'node:crypto';
-import { writeFileSync } from 'node:fs';
-import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { exportJWK, generateKeyPair, SignJWT } from 'jose';
 import pg from 'pg';
 import { DATABASE } from './postgres.mjs';
+import { CLIENTS, CROWD } from './sizes.mjs';
 import { accepts, freePort } from './stage.mjs';
 
 export const ISSUER = 'https://issuer.invalid';
 export const AUDIENCE = 'bench';
 const ROLE = 'authenticated';
+/** A role of its own for a thousand at once, so that the others' measurements find as many slots as a usual set-up has. */
+const CROWD_ROLE = 'crowd';
 /** The built command line; `npm run bench` builds it first. */
 export const PGJOT = fileURLToPath(new URL('../dist/cli/main.js', import.meta.url));
 /** Twice the busy measurements' clients and more: a slot is free only when PostgreSQL has let its backend go. */
@@ -29,7 +30,7 @@ const SLOTS = 64;
 export async function startPgjot(stage, postgres, { nodeArgs }) {
   const { install } = await import('../dist/session-sql/install.js');
   const secret = randomBytes(32).toString('hex');
-  const roles = { [ROLE]: { slots: SLOTS } };
+  const roles = { [ROLE]: { slots: SLOTS }, [CROWD_ROLE]: { slots: CROWD + 100 } };
   const admin = new pg.Client(postgres.admin);
   try {
     await admin.connect();
@@ -39,21 +40,23 @@ export async function startPgjot(stage, postgres, { nodeArgs }) {
   }
 
   const port = await freePort();
-  const { jwks, token } = await issue('alice');
-  const write = (/** @type {string} */ name, /** @type {string} */ text) => {
-    const file = join(stage.folder, name);
-    writeFileSync(file, text, { mode: 0o600 });
-    return file;
-  };
+  const issuer = await createIssuer();
+  const { certificate } = postgres;
   const config = {
-    listen: { host: '127.0.0.1', port },
+    listen: {
+      host: '127.0.0.1',
+      port,
+      ...(certificate && {
+        tls: { mode: 'allow', certFile: certificate.certFile, keyFile: certificate.keyFile },
+      }),
+    },
     providers: {
       bench: {
         issuer: ISSUER,
-        jwksFile: write('jwks.json', JSON.stringify(jwks)),
+        jwksFile: stage.write('jwks.json', JSON.stringify(issuer.jwks)),
         audience: AUDIENCE,
         algorithms: ['ES256'],
-        roles: [ROLE],
+        roles: Object.keys(roles),
       },
     },
     upstreams: {
@@ -61,35 +64,49 @@ export async function startPgjot(stage, postgres, { nodeArgs }) {
         host: '127.0.0.1',
         port: postgres.port,
         database: DATABASE,
-        secret: { file: write('secret', secret) },
+        secret: { file: stage.write('secret', secret) },
         roles,
       },
     },
   };
-  const configFile = write('proxy.config.json', JSON.stringify(config));
+  const configFile = stage.write('proxy.config.json', JSON.stringify(config));
   const proxy = await stage.serve(
     process.execPath,
     [...nodeArgs, PGJOT, 'start', '--config', configFile],
     { ready: () => accepts(port) },
   );
-  return { column: 'pgjot', authenticates: true, port, user: ROLE, password: token, proxy };
+  const passwords = await issuer.mint(CLIENTS, 'user');
+  return {
+    column: 'pgjot',
+    authenticates: true,
+    port,
+    user: ROLE,
+    password: passwords[0] ?? '',
+    passwords,
+    newcomers: (count) => issuer.mint(count, 'newcomer'),
+    crowdUser: CROWD_ROLE,
+    proxy,
+  };
 }
 
-/**
- * Keys of an issuer, and a token of its.
- *
- * @param {string} subject
- */
-export async function issue(subject) {
+/** An issuer: its public keys, and tokens of users who were never there before, numbered behind `prefix`. */
+export async function createIssuer() {
   const { publicKey, privateKey } = await generateKeyPair('ES256');
-  const token = await new SignJWT()
-    .setProtectedHeader({ alg: 'ES256', kid: 'bench' })
-    .setIssuer(ISSUER)
-    .setAudience(AUDIENCE)
-    .setSubject(subject)
-    .setIssuedAt()
-    .setExpirationTime('12h')
-    .sign(privateKey);
   const key = { ...(await exportJWK(publicKey)), kid: 'bench', alg: 'ES256', use: 'sig' };
-  return { jwks: { keys: [key] }, token };
+  let count = 0;
+  const token = (/** @type {string} */ subject) =>
+    new SignJWT()
+      .setProtectedHeader({ alg: 'ES256', kid: 'bench' })
+      .setIssuer(ISSUER)
+      .setAudience(AUDIENCE)
+      .setSubject(subject)
+      .setIssuedAt()
+      .setExpirationTime('12h')
+      .sign(privateKey);
+  return {
+    jwks: { keys: [key] },
+    token,
+    mint: (/** @type {number} */ wanted, /** @type {string} */ prefix) =>
+      Promise.all(Array.from({ length: wanted }, () => token(`${prefix}-${(count += 1)}`))),
+  };
 }

@@ -5,24 +5,26 @@
  * own roles and functions are not its business, see `pgjot.mjs`.
  */
 import { randomBytes } from 'node:crypto';
-import { existsSync, readdirSync, writeFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { delimiter, join } from 'node:path';
 import pg from 'pg';
 import { startPostgres } from '../dist/cli/dev/postgres.js';
+import { CROWD, ROW_BYTES } from './sizes.mjs';
+import { ask } from './stage.mjs';
 
 export const DATABASE = 'bench';
 /** 100,000 accounts a unit, as `pgbench -s`. */
 const SCALE = 10;
-/** Bytes of a row in the two shapes of COPY. */
-export const ROW_BYTES = { wide: 1_000, narrow: 100 };
 
 const SETTINGS = {
-  max_connections: '200',
+  max_connections: String(CROWD * 2 + 200),
   shared_buffers: '256MB',
   autovacuum: 'off',
   jit: 'off',
   max_wal_size: '4GB',
 };
+
+const TLS_SETTINGS = { ssl: 'on', ssl_cert_file: 'server.crt', ssl_key_file: 'server.key' };
 
 /** Everybody shows a password but `bench_trust`. */
 const HBA = `host all bench_trust 127.0.0.1/32 trust
@@ -65,11 +67,15 @@ export function findClients() {
  */
 export async function preparePostgres(stage) {
   const bin = findClients();
+  const certificate = await makeCertificate(stage);
   const password = randomBytes(16).toString('hex');
   const server = await startPostgres({
     dataDir: join(stage.folder, 'postgres'),
-    settings: SETTINGS,
-    files: { 'pg_hba.conf': HBA },
+    settings: { ...SETTINGS, ...(certificate && TLS_SETTINGS) },
+    files: {
+      'pg_hba.conf': HBA,
+      ...(certificate && { 'server.crt': certificate.cert, 'server.key': certificate.key }),
+    },
   });
   await stage.defer(() => server.stop());
   const { superuser, host, port } = server;
@@ -96,9 +102,43 @@ export async function preparePostgres(stage) {
     port,
     admin,
     password,
+    /** What all servers show to clients that want TLS; undefined where none could be made. */
+    certificate,
     scramSecret: String(secret?.['rolpassword']),
     version: String(version?.['server_version']),
   };
+}
+
+/**
+ * One certificate for all servers, by the program `openssl`, because Node can make none.
+ *
+ * @param {Stage} stage
+ */
+async function makeCertificate(stage) {
+  if (ask('openssl', ['version']) === '') return undefined;
+  const keyFile = join(stage.folder, 'made.key');
+  const wanted =
+    'req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1';
+  const cert = await stage.run('openssl', [...wanted.split(' '), '-keyout', keyFile]);
+  const key = readFileSync(keyFile, 'utf8');
+  return {
+    cert,
+    key,
+    certFile: stage.write('server.crt', cert),
+    keyFile: stage.write('server.key', key),
+  };
+}
+
+/**
+ * How many clients the server has at present, pgjot's own connections among them.
+ *
+ * @param {Postgres} postgres
+ */
+export async function countBackends({ admin }) {
+  const [row] = await query(admin, [
+    "select count(*)::int as count from pg_stat_activity where backend_type = 'client backend'",
+  ]);
+  return Number(row?.['count']);
 }
 
 /**

@@ -5,25 +5,20 @@
  * changes between rounds. Prints nothing itself and hides nothing: a row that is behind says so.
  */
 
+import { ROWS } from './rows.mjs';
+
 /**
- * @typedef {import('./measures.mjs').Sample} Sample
- * @typedef {import('./targets.mjs').Target['column']} Column
- * @typedef {Partial<Record<Column, Sample>>} Cells The samples of one measure in one round.
- * @typedef {Record<string, Cells>} Round By measure.
- * @typedef {{ against: Column, atLeast?: number, atMost?: number }} Goal
- *
- * @typedef {object} Row
- * @property {string} title
- * @property {string} measure
- * @property {(sample: Sample, cells: Cells) => number} figure NaN where a column has no such figure.
- * @property {Goal[]} [goals]
+ * @typedef {import('./rows.mjs').Column} Column
+ * @typedef {import('./rows.mjs').Goal} Goal
+ * @typedef {import('./rows.mjs').Round} Round
+ * @typedef {import('./rows.mjs').Row} Row
  *
  * @typedef {{ median: number, min: number, max: number }} Spread
  * @typedef {Partial<Record<Column, { now: number, peak: number }>>} Memory In MiB.
  */
 
 /** @type {Record<Column, string>} */
-const COLUMNS = {
+export const COLUMNS = {
   direct: 'direct',
   pgjot: 'pgjot',
   pgbouncer: 'PgBouncer',
@@ -32,71 +27,8 @@ const COLUMNS = {
 };
 const columns = /** @type {Column[]} */ (Object.keys(COLUMNS));
 
-const perSecond = (/** @type {Sample} */ sample) => sample['perSecond'] ?? NaN;
-const cpuUs = (/** @type {Sample} */ sample) => sample['cpuUs'] ?? NaN;
-const added = (/** @type {'quietUs' | 'medianUs'} */ name) => {
-  return (/** @type {Sample} */ sample, /** @type {Cells} */ { direct }) =>
-    sample === direct ? NaN : (sample[name] ?? NaN) - (direct?.[name] ?? NaN);
-};
-
-/** @type {readonly Row[]} */
-const ROWS = [
-  ...['simple', 'extended', 'prepared'].map((mode) => ({
-    title: `statements/s, ${mode}`,
-    measure: mode,
-    figure: perSecond,
-  })),
-  { title: 'proxy CPU, µs per statement, simple', measure: 'simple', figure: cpuUs },
-  { title: 'proxy CPU, µs per statement, extended', measure: 'extended', figure: cpuUs },
-  {
-    title: 'proxy CPU, µs per statement, prepared',
-    measure: 'prepared',
-    figure: cpuUs,
-    goals: [{ against: 'pgbouncer', atMost: 1.25 }],
-  },
-  {
-    title: 'latency added, µs, 1 client, 10th percentile',
-    measure: 'latency',
-    figure: added('quietUs'),
-    goals: [{ against: 'pgbouncer', atMost: 1.25 }],
-  },
-  { title: 'latency added, µs, 1 client, median', measure: 'latency', figure: added('medianUs') },
-  {
-    title: 'logins/s: JWT through pgjot, SCRAM elsewhere',
-    measure: 'logins',
-    figure: perSecond,
-    goals: [
-      { against: 'pgbouncer', atLeast: 10 },
-      { against: 'direct', atLeast: 4 },
-    ],
-  },
-  {
-    title: 'logins/s: JWT through pgjot, no authentication elsewhere',
-    measure: 'open-logins',
-    figure: perSecond,
-    goals: [{ against: 'pgbouncer', atLeast: 0.7 }],
-  },
-  { title: 'proxy CPU, µs per login', measure: 'logins', figure: cpuUs },
-  {
-    title: 'COPY out, MB/s, 1,000-byte rows',
-    measure: 'copy-out',
-    figure: perSecond,
-    goals: [{ against: 'pgbouncer', atLeast: 1.3 }],
-  },
-  { title: 'COPY out, MB/s, 100-byte rows', measure: 'copy-out-narrow', figure: perSecond },
-  {
-    title: 'COPY in, MB/s, 1,000-byte rows',
-    measure: 'copy-in',
-    figure: perSecond,
-    goals: [{ against: 'pgbouncer', atLeast: 1.3 }],
-  },
-  { title: 'proxy CPU, µs per MB out, 1,000-byte rows', measure: 'copy-out', figure: cpuUs },
-  { title: 'proxy CPU, µs per MB out, 100-byte rows', measure: 'copy-out-narrow', figure: cpuUs },
-  { title: 'proxy CPU, µs per MB in', measure: 'copy-in', figure: cpuUs },
-];
-
 /**
- * Everything computed from the rounds, for the JSON file and the tables.
+ * Everything computed from the rounds, for the JSON file, the tables and the plot.
  *
  * @param {readonly Round[]} rounds
  */
@@ -110,51 +42,73 @@ export function summarize(rounds) {
         ? undefined
         : spread(byRound.map((one) => (one[column] > 0 ? one.pgjot / one[column] : NaN))),
     );
-    const goals = (row.goals ?? []).map((goal) => judge(goal, ratios[goal.against]));
-    return { title: row.title, figures: spreads, pgjotRatios: ratios, goals };
+    const { title, better, plotted = false } = row;
+    const goals = (row.goals ?? []).map((goal) =>
+      judge(goal, goal.against === undefined ? spreads.pgjot : ratios[goal.against]),
+    );
+    return { title, better, plotted, figures: spreads, pgjotRatios: ratios, goals };
   });
 }
 
 /** @typedef {ReturnType<typeof summarize>[number]} Summary */
 
 /**
- * The two tables: figures, then pgjot's ratios with the targets.
+ * The targets, each with what was measured and whether that is enough.
+ *
+ * @param {readonly Summary[]} rows
+ */
+export function targetTable(rows) {
+  return table(
+    ['target', 'measured', ''],
+    rows.flatMap(({ goals }) =>
+      goals.map(({ wanted, against, measured, met }) => [
+        wanted,
+        range(measured, (value) =>
+          against === undefined ? precise(value) : `${value.toFixed(2)}×`,
+        ),
+        verdict(met),
+      ]),
+    ),
+  ).join('\n');
+}
+
+/**
+ * pgjot's ratios to every other column.
+ *
+ * @param {readonly Summary[]} rows
+ */
+export function ratioTable(rows) {
+  const compared = rows.filter(({ pgjotRatios }) => Object.values(pgjotRatios).some(Boolean));
+  const others = columns.filter((column) => compared.some((row) => row.pgjotRatios[column]));
+  return table(
+    ['', ...others.map((column) => `÷ ${COLUMNS[column]}`), 'better is'],
+    compared.map(({ title, pgjotRatios, better }) => [
+      title,
+      ...others.map((column) => range(pgjotRatios[column], (value) => value.toFixed(2))),
+      better,
+    ]),
+  ).join('\n');
+}
+
+/**
+ * The figures themselves.
  *
  * @param {readonly Summary[]} rows
  * @param {{ rest: Memory, peak: Memory }} memory Before the first client, and at the end of the run.
  */
-export function markdown(rows, memory) {
+export function figureTable(rows, memory) {
   const shown = columns.filter((column) => rows.some(({ figures: one }) => one[column]));
-  const others = shown.filter((column) => column !== 'pgjot');
-  return [
-    '**Figures**: median (lowest–highest) of all rounds.',
-    '',
-    ...table(
-      ['', ...shown.map((column) => COLUMNS[column])],
-      [
-        ...rows.map(({ title, figures: one }) => [
-          title,
-          ...shown.map((column) => range(one[column], number)),
-        ]),
-        [
-          'memory before the first client, MiB',
-          ...shown.map((one) => number(memory.rest[one]?.now)),
-        ],
-        ['memory at its highest, MiB', ...shown.map((one) => number(memory.peak[one]?.peak))],
-      ],
-    ),
-    '',
-    '**pgjot divided by each other column**: median (lowest–highest) of the ratios within a round.',
-    '',
-    ...table(
-      ['', ...others.map((column) => `÷ ${COLUMNS[column]}`), 'target'],
-      rows.map(({ title, pgjotRatios, goals }) => [
+  return table(
+    ['', ...shown.map((column) => COLUMNS[column])],
+    [
+      ...rows.map(({ title, figures: one }) => [
         title,
-        ...others.map((column) => range(pgjotRatios[column], (value) => value.toFixed(2))),
-        goals.map(({ text }) => text).join('; '),
+        ...shown.map((column) => range(one[column], precise)),
       ]),
-    ),
-  ].join('\n');
+      ['memory before the first client, MiB', ...shown.map((one) => number(memory.rest[one]?.now))],
+      ['memory at its highest, MiB', ...shown.map((one) => number(memory.peak[one]?.peak))],
+    ],
+  ).join('\n');
 }
 
 /**
@@ -164,27 +118,28 @@ export function markdown(rows, memory) {
 function figures({ measure, figure }, round) {
   // pgjot has no way in without a token: where the others log in without authentication, it is
   // compared by its ordinary logins.
-  const cells = { ...round[measure] };
-  const pgjot = measure === 'open-logins' ? round['logins']?.pgjot : undefined;
-  if (pgjot !== undefined) cells.pgjot = pgjot;
+  const own = measure.startsWith('open-') ? round[measure.slice('open-'.length)]?.pgjot : undefined;
+  const cells = { ...round[measure], ...(own && { pgjot: own }) };
   return byColumn((column) => {
     const sample = cells[column];
-    return sample === undefined ? NaN : figure(sample, cells);
+    return sample === undefined ? NaN : figure(sample, column, round);
   });
 }
 
 /**
  * @param {Goal} goal
- * @param {Spread | undefined} ratio
+ * @param {Spread | undefined} measured
  */
-function judge({ against, atLeast, atMost }, ratio) {
-  const wanted =
-    atLeast === undefined
-      ? `≤ ${atMost}× ${COLUMNS[against]}`
-      : `≥ ${atLeast}× ${COLUMNS[against]}`;
-  if (ratio === undefined) return { text: `${wanted}: not measured`, met: undefined };
-  const met = ratio.median >= (atLeast ?? -Infinity) && ratio.median <= (atMost ?? Infinity);
-  return { text: `${wanted}: ${met ? 'met' : '**behind**'}`, met };
+function judge({ wanted, against, atLeast = -Infinity, atMost = Infinity }, measured) {
+  const met = measured && measured.median >= atLeast && measured.median <= atMost;
+  const bound = Number.isFinite(atLeast) ? atLeast : atMost;
+  return { wanted, against, bound, measured, met };
+}
+
+/** @param {boolean | undefined} met */
+function verdict(met) {
+  if (met === undefined) return 'not measured';
+  return met ? 'met' : '**behind**';
 }
 
 /**
@@ -219,7 +174,9 @@ function byColumn(of) {
  * @param {(value: number) => string} show
  */
 export function range(of, show) {
-  return of === undefined ? '–' : `${show(of.median)} (${show(of.min)}–${show(of.max)})`;
+  if (of === undefined) return '–';
+  const median = show(of.median);
+  return of.min === of.max ? median : `${median} (${show(of.min)}–${show(of.max)})`;
 }
 
 /**
@@ -235,6 +192,13 @@ export function number(value) {
     maximumFractionDigits: digits,
   });
 }
+
+/**
+ * The same, with more digits where a figure is small.
+ *
+ * @param {number} value
+ */
+const precise = (value) => (Math.abs(value) < 10 ? value.toFixed(2) : number(value));
 
 /**
  * The lines of a Markdown table, figures to the right.

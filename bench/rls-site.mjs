@@ -4,13 +4,12 @@
  * The proxy runs in this program: what is measured runs on the server, but for logins, which are compared among themselves.
  */
 import { randomBytes } from 'node:crypto';
-import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import pg from 'pg';
 import { startPostgres } from '../dist/cli/dev/postgres.js';
 import { createProxy, parseConfig } from '../dist/proxy.js';
 import { install } from '../dist/session-sql/install.js';
-import { issue, AUDIENCE, ISSUER } from './pgjot.mjs';
+import { AUDIENCE, createIssuer, ISSUER } from './pgjot.mjs';
 import { POLICIES, sqlOf, TABLES } from './rls-policies.mjs';
 
 /** The one user of all sessions. */
@@ -57,17 +56,13 @@ export async function openSite(stage, binaries) {
     await fill({ ...server.superuser, database: 'extension' }, secret, 'pg_session_jwt');
   }
 
-  const { jwks, token } = await issue(SUBJECT);
-  const write = (/** @type {string} */ name, /** @type {string} */ text) => {
-    const file = join(stage.folder, name);
-    writeFileSync(file, text, { mode: 0o600 });
-    return file;
-  };
+  const issuer = await createIssuer();
+  const token = await issuer.token(SUBJECT);
   const portable = {
     host: '127.0.0.1',
     port: server.port,
     database: 'portable',
-    secret: { file: write('secret', secret) },
+    secret: { file: stage.write('secret', secret) },
     roles: ROLES,
   };
   /** @type {import('../dist/config.js').ConfigInput['upstreams']} */
@@ -85,7 +80,7 @@ export async function openSite(stage, binaries) {
       providers: {
         bench: {
           issuer: ISSUER,
-          jwksFile: write('jwks.json', JSON.stringify(jwks)),
+          jwksFile: stage.write('jwks.json', JSON.stringify(issuer.jwks)),
           audience: AUDIENCE,
           algorithms: ['ES256'],
           roles: Object.keys(ROLES),

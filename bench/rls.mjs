@@ -5,7 +5,7 @@
  * the CPU time of the backend. All policies take turns within each round: differences within a round are worth reading.
  * `pg_session_jwt` joins in where $PGJOT_POSTGRES_BIN names a server that has the extension.
  */
-import { readFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { availableParallelism, cpus, release } from 'node:os';
 import { delimiter } from 'node:path';
 import { parseArgs } from 'node:util';
@@ -20,6 +20,7 @@ const { values } = parseArgs({
     rounds: { type: 'string', default: '25' },
     statements: { type: 'string', default: '1000' },
     logins: { type: 'string', default: '10' },
+    json: { type: 'string' },
   },
 });
 const rounds = Number(values.rounds);
@@ -237,6 +238,9 @@ function report(policies, samples, loginTimes, version) {
     ]),
   );
   const goal = spread(added('user_id', 'prepared'))?.median ?? NaN;
+  if (values.json !== undefined) {
+    writeFileSync(values.json, JSON.stringify({ addedUs: goal, samples, loginTimes }));
+  }
   console.log(`\n${lines.join('\n')}\n\n${doors.join('\n')}\n`);
   console.log(
     `auth.user_id() adds ${number(goal)} µs to a statement, of at most ${GOAL_US}: ${goal <= GOAL_US ? 'met' : '**behind**'}\n`,

@@ -6,7 +6,16 @@
  */
 import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { chownSync, closeSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs';
+import {
+  chownSync,
+  closeSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { connect, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
@@ -19,6 +28,7 @@ const STOP_DEADLINE_MS = 10_000;
 /**
  * @typedef {object} Program Something that runs until the stage closes.
  * @property {number} pid
+ * @property {string} log The file that its log goes to.
  * @property {() => string} output The end of what it has logged.
  * @property {() => boolean} running
  *
@@ -107,7 +117,7 @@ export async function openStage() {
     for (;;) {
       try {
         await options.ready();
-        return { pid: child.pid ?? 0, output, running };
+        return { pid: child.pid ?? 0, log, output, running };
       } catch (error) {
         const over = failure !== undefined || !running() || Date.now() > deadline;
         if (over) {
@@ -144,7 +154,20 @@ export async function openStage() {
     rmSync(folder, { recursive: true, force: true, maxRetries: 5 });
   }
 
-  return { folder, run, serve, defer, close };
+  /**
+   * Writes a file that only the account of the servers can read, and gives back its path.
+   *
+   * @param {string} name
+   * @param {string} text
+   */
+  function write(name, text) {
+    const file = join(folder, name);
+    writeFileSync(file, text, { mode: 0o600 });
+    if (account !== undefined) chownSync(file, account.uid, account.gid);
+    return file;
+  }
+
+  return { folder, write, launch, run, serve, defer, close };
 }
 
 /** A TCP port that was free a moment ago. Programs that cannot be given port 0 get one of these. */
@@ -201,6 +224,15 @@ export function residentMiB(pid) {
   const kib = (/** @type {string} */ name) =>
     Number(new RegExp(`^${name}:\\s+(\\d+) kB`, 'm').exec(status)?.[1]);
   return { now: kib('VmRSS') / 1024, peak: kib('VmHWM') / 1024 };
+}
+
+/**
+ * How many files and sockets a program has open; NaN where the system is not Linux.
+ *
+ * @param {number} pid
+ */
+export function openFiles(pid) {
+  return process.platform === 'linux' ? readdirSync(`/proc/${pid}/fd`).length : NaN;
 }
 
 /**

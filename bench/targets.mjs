@@ -2,18 +2,15 @@
  * The columns of the table: every way to the same PostgreSQL, each with the credentials it asks for.
  *
  * All but pgjot are set up as their own manuals would for this job: one thread, session pooling where
- * there is pooling, loopback TCP, no TLS. Runs no measurement.
+ * there is pooling, loopback TCP, TLS to those clients alone that ask for it. Runs no measurement.
  */
 import { existsSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { DATABASE } from './postgres.mjs';
 import { PGJOT, startPgjot } from './pgjot.mjs';
+import { DATABASE } from './postgres.mjs';
+import { CROWD, IDLE_SECONDS } from './sizes.mjs';
 import { accepts, ask, freePort } from './stage.mjs';
-
-/** Clients of the busy measurements; every pool has room for them twice over. */
-export const CLIENTS = 16;
-export const POOL = CLIENTS * 2;
 
 /**
  * @typedef {object} Target One way to the database.
@@ -22,6 +19,9 @@ export const POOL = CLIENTS * 2;
  * @property {number} port
  * @property {string} user
  * @property {string} password
+ * @property {readonly string[]} [passwords] Of as many users as there are clients, where each has one of its own.
+ * @property {(count: number) => Promise<string[]>} [newcomers] Passwords of users who were never here before.
+ * @property {string} [crowdUser] Whom a crowd signs in as, where it is somebody else.
  * @property {import('./stage.mjs').Program} [proxy] Absent for a direct connection.
  *
  * @typedef {import('./stage.mjs').Stage} Stage
@@ -81,6 +81,14 @@ async function startPgBouncer(stage, postgres, auth) {
   const user = scram ? 'bench' : 'bench_trust';
   const users = join(stage.folder, `pgbouncer-${auth}.txt`);
   writeFileSync(users, `"${user}" "${scram ? postgres.scramSecret : ''}"\n`);
+  const { certificate } = postgres;
+  const tls =
+    certificate === undefined
+      ? ''
+      : `client_tls_sslmode = allow
+client_tls_cert_file = ${certificate.certFile}
+client_tls_key_file = ${certificate.keyFile}
+`;
   const config = join(stage.folder, `pgbouncer-${auth}.ini`);
   writeFileSync(
     config,
@@ -93,10 +101,12 @@ unix_socket_dir =
 auth_type = ${auth}
 auth_file = ${users}
 pool_mode = session
-default_pool_size = ${POOL}
-max_client_conn = 1000
+default_pool_size = ${CROWD}
+max_client_conn = ${CROWD * 8}
+server_idle_timeout = ${IDLE_SECONDS}
+server_tls_sslmode = disable
 ignore_startup_parameters = extra_float_digits
-`,
+${tls}`,
   );
   const proxy = await stage.serve('pgbouncer', [config], {
     unprivileged: true,
@@ -120,7 +130,7 @@ async function startHaproxy(stage, postgres) {
     config,
     `global
   nbthread 1
-  maxconn 1000
+  maxconn ${CROWD * 8}
 defaults
   mode tcp
   timeout connect 5s
