@@ -48,7 +48,7 @@ export const MEASURES = [
     {
       id: mode,
       applies: loggedIn,
-      thorough: mode === 'extended',
+      thorough: mode !== 'prepared',
       sample: (/** @type {Scene} */ scene, /** @type {Target} */ target) =>
         steady(scene, target, mode, CLIENTS),
     },

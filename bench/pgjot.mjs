@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url';
 import { exportJWK, generateKeyPair, SignJWT } from 'jose';
 import pg from 'pg';
 import { DATABASE } from './postgres.mjs';
-import { CLIENTS, CROWD } from './sizes.mjs';
+import { CLIENTS, CROWD, IDLE_SECONDS } from './sizes.mjs';
 import { accepts, freePort } from './stage.mjs';
 
 export const ISSUER = 'https://issuer.invalid';
@@ -65,6 +65,7 @@ export async function startPgjot(stage, postgres, { nodeArgs }) {
         port: postgres.port,
         database: DATABASE,
         secret: { file: stage.write('secret', secret) },
+        pool: { spares: CLIENTS, idleTimeoutMs: IDLE_SECONDS * 1_000 },
         roles,
       },
     },
