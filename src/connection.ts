@@ -153,6 +153,9 @@ async function identify(
   }
 }
 
+/** Why a token that comes too late is not taken. */
+const GONE = new ProxyError('client_lost');
+
 /** The long middle, which ends with the token at the latest. */
 async function serveSession(
   client: Client,
@@ -194,7 +197,7 @@ async function serveSession(
     });
     return await session.done;
   } finally {
-    ending ??= new ProxyError('client_lost');
+    ending ??= GONE;
     clock.cancel();
   }
 }
