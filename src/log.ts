@@ -10,9 +10,24 @@ import { ConfigError, printable, type ProxyError } from './errors.ts';
 
 export type { Logger } from 'pino';
 
-/** A logger that writes to standard output, off the path of anybody's query. */
+// A write is dearer than the line in it: a busy proxy writes many lines at once, a quiet one soon enough.
+const WRITE_BYTES = 4_096;
+const WRITE_MS = 100;
+// What may wait for a reader that has stalled; what comes after it is lost, not the memory.
+const MAX_WAITING_BYTES = 16 * 1024 * 1024;
+
+/**
+ * A logger that writes to standard output, off the path of anybody's query: a line is written at most 100 ms later, and
+ * before the process exits.
+ */
 export function createLogger(config: Config['log']): Logger {
-  const out = destination({ dest: 1, sync: false });
+  const out = destination({
+    dest: 1,
+    sync: false,
+    minLength: WRITE_BYTES,
+    periodicFlush: WRITE_MS,
+    maxLength: MAX_WAITING_BYTES,
+  });
   // A closed pipe or a full disk must not end anybody's session: those lines are lost.
   out.on('error', () => {});
   return pino({ level: config.level, base: null, timestamp: stdTimeFunctions.isoTime }, out);

@@ -51,6 +51,9 @@ export function decide(config: Config, asking: Asking, verified: VerifiedToken):
   });
 }
 
+// One object, by which whoever comes back is known as the same.
+const NO_CLAIMS = Object.freeze({});
+
 /**
  * Nobody, where the configuration lets clients in without a token and this one asks for their role;
  * else `undefined`: then a token is due.
@@ -67,7 +70,7 @@ export function decideAnonymous(config: Config, asking: Asking): Identity | unde
     kid: undefined,
     role: asking.user,
     upstream,
-    claims: {},
+    claims: NO_CLAIMS,
     expiresAt: Infinity,
   });
 }

@@ -7,7 +7,7 @@
 
 /** What `auth.session()` is to return. */
 export interface SessionClaims {
-  readonly claims: Readonly<Record<string, unknown>>;
+  readonly claims: Claims;
   /** The JSON text of a row, null where there was none, undefined where no lookup is configured. */
   readonly lookup: string | null | undefined;
 }
@@ -17,16 +17,45 @@ export interface SessionClaims {
  *
  * Never a claim named `lookup`: under that name policies read what the database said, and an issuer that lets users
  * choose claims would let them choose their tenant.
+ *
+ * @returns one and the same object, frozen, for the same two objects: whoever comes back with a token that is known has
+ *   the claims of before, and is known by that.
  */
-export function chooseClaims(
-  claims: Readonly<Record<string, unknown>>,
-  names: readonly string[] | undefined,
-): Readonly<Record<string, unknown>> {
+export function chooseClaims(claims: Claims, names: readonly string[] | undefined): Claims {
+  // What could still change would make the choice of before wrong.
+  if (!Object.isFrozen(claims)) return choose(claims, names);
+  const choices = choicesBy(names ?? ALL);
+  let chosen = choices.get(claims);
+  if (chosen === undefined) {
+    chosen = choose(claims, names);
+    choices.set(claims, chosen);
+  }
+  return chosen;
+}
+
+type Claims = Readonly<Record<string, unknown>>;
+
+/** Stands for the list that a configuration does not have. */
+const ALL: readonly string[] = [];
+
+/** By the configuration's list, then by the token's claims; both go when those do. */
+const made = new WeakMap<readonly string[], WeakMap<Claims, Claims>>();
+
+function choicesBy(names: readonly string[]): WeakMap<Claims, Claims> {
+  let choices = made.get(names);
+  if (choices === undefined) {
+    choices = new WeakMap();
+    made.set(names, choices);
+  }
+  return choices;
+}
+
+function choose(claims: Claims, names: readonly string[] | undefined): Claims {
   const chosen = Object.entries(claims).filter(
     ([name]) =>
       name !== 'lookup' && (name === 'sub' || names === undefined || names.includes(name)),
   );
-  return Object.fromEntries(chosen);
+  return Object.freeze(Object.fromEntries(chosen));
 }
 
 /** The JSON text of the claims; those in `instead` replace the token's own, and undefined leaves one out. */

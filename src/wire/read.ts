@@ -28,6 +28,11 @@ export class EndOfStream extends Error {
  */
 export function readExactly(stream: Duplex, length: number, signal: AbortSignal): Promise<Buffer> {
   if (length === 0) return Promise.resolve(Buffer.alloc(0));
+  if (signal.aborted) return Promise.reject(signal.reason as Error);
+  if (stream.destroyed || stream.readableEnded) return Promise.reject(new EndOfStream(0));
+  // The usual case: a peer sends a message whole, so that all but its first bytes are here already.
+  const here = stream.readableLength >= length ? (stream.read(length) as Buffer | null) : null;
+  if (here !== null) return Promise.resolve(here);
   return new Promise((resolve, reject) => {
     const settle = (finish: () => void) => {
       stream.off('readable', onReadable);
@@ -49,8 +54,6 @@ export function readExactly(stream: Duplex, length: number, signal: AbortSignal)
       settle(() => reject(new EndOfStream(stream.readableLength, { cause: error })));
     const onAbort = () => settle(() => reject(signal.reason as Error));
 
-    if (signal.aborted) return reject(signal.reason as Error);
-    if (stream.destroyed || stream.readableEnded) return reject(new EndOfStream(0));
     signal.addEventListener('abort', onAbort);
     stream.on('end', onEnd);
     stream.on('close', onEnd);

@@ -62,6 +62,15 @@ test('an identity is what the issuer signed and the configuration grants', () =>
   expect(Object.isFrozen(identity)).toBe(true);
 });
 
+test('a token that comes back brings the very claims of before, by which its holder is known again', () => {
+  const config = configWith({ own: provider() });
+  const asking = { user: 'authenticated', database: 'app', sni: undefined };
+  const token = verified();
+
+  expect(decide(config, asking, token).claims).toBe(token.claims);
+  expect(decide(config, asking, token).claims).toBe(token.claims);
+});
+
 describe('C17 roles that nobody granted', () => {
   test.each([
     'postgres',

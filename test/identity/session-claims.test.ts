@@ -24,6 +24,39 @@ describe('the chosen claims', () => {
   });
 });
 
+describe('claims that are chosen again', () => {
+  const frozen = () => Object.freeze({ sub: 'alice', email: 'a@example.com' });
+
+  test('are the object of before, frozen, for the same token and the same list', () => {
+    const claims = frozen();
+    const names = ['email'];
+
+    for (const list of [undefined, names]) {
+      const chosen = chooseClaims(claims, list);
+      expect(chooseClaims(claims, list)).toBe(chosen);
+      expect(Object.isFrozen(chosen)).toBe(true);
+    }
+  });
+
+  test("are never another token's, nor those of another list", () => {
+    const claims = frozen();
+    const names = ['email'];
+
+    expect(chooseClaims(frozen(), names)).not.toBe(chooseClaims(claims, names));
+    expect(chooseClaims(claims, [])).toEqual({ sub: 'alice' });
+    expect(chooseClaims(claims, names)).toEqual({ sub: 'alice', email: 'a@example.com' });
+    expect(chooseClaims(Object.freeze({ ...frozen(), sub: 'bob' }), names)['sub']).toBe('bob');
+  });
+
+  test('are chosen anew from an object that may have changed', () => {
+    const claims: Record<string, unknown> = { sub: 'alice' };
+    chooseClaims(claims, undefined);
+    claims['sub'] = 'bob';
+
+    expect(chooseClaims(claims, undefined)).toEqual({ sub: 'bob' });
+  });
+});
+
 describe('the encoded claims', () => {
   const claims = chooseClaims(CLAIMS, ['email']);
 

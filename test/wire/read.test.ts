@@ -46,6 +46,20 @@ describe('readExactly', () => {
     expect(stream.listenerCount('readable')).toBe(0);
   });
 
+  test('takes what has arrived already without listening for more, even behind the end', async () => {
+    const stream = new PassThrough();
+    stream.end('abcdef');
+    // The end has been seen by then, and not been read yet.
+    await new Promise(setImmediate);
+    const listened: unknown[] = [];
+    stream.on('newListener', (name: unknown) => listened.push(name));
+
+    expect(String(await readExactly(stream, 2, never))).toBe('ab');
+    expect(String(await readExactly(stream, 4, never))).toBe('cdef');
+    expect(listened).toEqual([]);
+    await expect(readExactly(stream, 1, never)).rejects.toMatchObject({ received: 0 });
+  });
+
   test('gives nothing at once when nothing is asked for, even after the end', async () => {
     const stream = new PassThrough();
     stream.destroy();
