@@ -70,6 +70,8 @@ async function build(
       main: {
         ...database,
         secret: { file: join(folder, 'secret') },
+        // A document says what a new session sees.
+        pool: { reuse: 'never' },
         roles: { authenticated: { slots: 5 } },
       },
     },
