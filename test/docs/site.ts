@@ -71,7 +71,7 @@ async function build(
         ...database,
         secret: { file: join(folder, 'secret') },
         // A document says what a new session sees.
-        pool: { reuse: 'never' },
+        pool: { reuse: 'never', spares: 0 },
         roles: { authenticated: { slots: 5 } },
       },
     },
