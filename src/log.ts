@@ -11,7 +11,7 @@ import { ConfigError, printable, type ProxyError } from './errors.ts';
 export type { Logger } from 'pino';
 
 // A write is dearer than the line in it: a busy proxy writes many lines at once, a quiet one soon enough.
-const WRITE_BYTES = 4_096;
+const WRITE_BYTES = 8_192;
 const WRITE_MS = 100;
 // What may wait for a reader that has stalled; what comes after it is lost, not the memory.
 const MAX_WAITING_BYTES = 16 * 1024 * 1024;
