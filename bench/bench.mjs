@@ -109,7 +109,8 @@ async function measure(scene, targets) {
     /** @type {Round} */
     const round = {};
     rounds.push(round);
-    for (const { id, applies, sample, crowded } of measures) {
+    for (const { id, applies, sample, crowded, once } of measures) {
+      if (once === true && number > 0) continue;
       const cells = (round[id] ??= {});
       const turn = targets.filter((one) => applies(one) && options.columns.includes(one.column));
       for (const [index] of turn.entries()) {

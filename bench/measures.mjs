@@ -10,6 +10,7 @@ import { fileURLToPath } from 'node:url';
 import { psql } from './clients.mjs';
 import { copyIn, copyLong, copyOut } from './copies.mjs';
 import { newcomers, oneAtATime, returning } from './logins.mjs';
+import { silence } from './memory.mjs';
 import { CLIENTS } from './sizes.mjs';
 import { alone, crowdOf, paced, steady } from './statements.mjs';
 import { tokenCost } from './token.mjs';
@@ -25,6 +26,7 @@ import { tokenCost } from './token.mjs';
  * @property {(scene: Scene, target: Target) => Promise<Sample>} sample
  * @property {boolean} [thorough] Left out of a quick run.
  * @property {boolean} [crowded] It leaves sessions behind that must be gone before the next.
+ * @property {boolean} [once] It varies so little, and takes so long, that the first round will do.
  * @property {boolean} [tls] Needs the certificate.
  * @property {boolean} [onRequest] Runs only where `--only` names it.
  */
@@ -123,6 +125,20 @@ export const MEASURES = [
   })),
   { id: 'token', applies: isPgjot, sample: tokenCost },
   { id: 'rls', applies: isPgjot, thorough: true, sample: policyCost },
+  {
+    id: 'silent',
+    applies: (target) => loggedIn(target) && target.proxy !== undefined,
+    once: true,
+    sample: silence,
+  },
+  {
+    id: 'silent-tls',
+    applies: (target) => few(target) && target.proxy !== undefined,
+    once: true,
+    tls: true,
+    thorough: true,
+    sample: (scene, target) => silence(scene, target, { tls: true }),
+  },
   {
     id: 'copy-10gb',
     applies: (target) => loggedIn(target) && target.proxy !== undefined,

@@ -39,43 +39,8 @@ export async function startPgjot(stage, postgres, { nodeArgs }) {
     await admin.end();
   }
 
-  const port = await freePort();
   const issuer = await createIssuer();
-  const { certificate } = postgres;
-  const config = {
-    listen: {
-      host: '127.0.0.1',
-      port,
-      ...(certificate && {
-        tls: { mode: 'allow', certFile: certificate.certFile, keyFile: certificate.keyFile },
-      }),
-    },
-    providers: {
-      bench: {
-        issuer: ISSUER,
-        jwksFile: stage.write('jwks.json', JSON.stringify(issuer.jwks)),
-        audience: AUDIENCE,
-        algorithms: ['ES256'],
-        roles: Object.keys(roles),
-      },
-    },
-    upstreams: {
-      main: {
-        host: '127.0.0.1',
-        port: postgres.port,
-        database: DATABASE,
-        secret: { file: stage.write('secret', secret) },
-        pool: { spares: CLIENTS, idleTimeoutMs: IDLE_SECONDS * 1_000 },
-        roles,
-      },
-    },
-  };
-  const configFile = stage.write('proxy.config.json', JSON.stringify(config));
-  const proxy = await stage.serve(
-    process.execPath,
-    [...nodeArgs, PGJOT, 'start', '--config', configFile],
-    { ready: () => accepts(port) },
-  );
+  const { port, proxy } = await serve(stage, postgres, { issuer, secret, roles, nodeArgs });
   const passwords = await issuer.mint(CLIENTS, 'user');
   return {
     column: 'pgjot',
@@ -88,6 +53,79 @@ export async function startPgjot(stage, postgres, { nodeArgs }) {
     crowdUser: CROWD_ROLE,
     proxy,
   };
+}
+
+/**
+ * A pgjot before `silent-postgres.mjs`, with as many slots as there will be sessions.
+ *
+ * @param {import('./stage.mjs').Stage} stage
+ * @param {import('./postgres.mjs').Postgres} postgres
+ * @param {number} slots
+ * @returns {Promise<import('./targets.mjs').Target>}
+ */
+export async function startSilentPgjot(stage, postgres, slots) {
+  const issuer = await createIssuer();
+  const secret = randomBytes(32).toString('hex');
+  const { port, proxy } = await serve(stage, postgres, {
+    issuer,
+    secret,
+    roles: { [ROLE]: { slots } },
+    nodeArgs: [],
+  });
+  return {
+    column: 'pgjot',
+    authenticates: true,
+    port,
+    user: ROLE,
+    password: '',
+    newcomers: (count) => issuer.mint(count, 'silent'),
+    proxy,
+  };
+}
+
+/**
+ * @param {import('./stage.mjs').Stage} stage
+ * @param {import('./postgres.mjs').Postgres} postgres
+ * @param {{ issuer: Awaited<ReturnType<typeof createIssuer>>, secret: string, roles: Record<string, { slots: number }>, nodeArgs: readonly string[] }} options
+ */
+async function serve(stage, postgres, { issuer, secret, roles, nodeArgs }) {
+  const port = await freePort();
+  const { certificate } = postgres;
+  const config = {
+    listen: {
+      host: '127.0.0.1',
+      port,
+      ...(certificate && {
+        tls: { mode: 'allow', certFile: certificate.certFile, keyFile: certificate.keyFile },
+      }),
+    },
+    providers: {
+      bench: {
+        issuer: ISSUER,
+        jwksFile: stage.write(`jwks-${port}.json`, JSON.stringify(issuer.jwks)),
+        audience: AUDIENCE,
+        algorithms: ['ES256'],
+        roles: Object.keys(roles),
+      },
+    },
+    upstreams: {
+      main: {
+        host: '127.0.0.1',
+        port: postgres.port,
+        database: DATABASE,
+        secret: { file: stage.write(`secret-${port}`, secret) },
+        pool: { spares: CLIENTS, idleTimeoutMs: IDLE_SECONDS * 1_000 },
+        roles,
+      },
+    },
+  };
+  const configFile = stage.write(`proxy-${port}.json`, JSON.stringify(config));
+  const proxy = await stage.serve(
+    process.execPath,
+    [...nodeArgs, PGJOT, 'start', '--config', configFile],
+    { ready: () => accepts(port) },
+  );
+  return { port, proxy };
 }
 
 /** An issuer: its public keys, and tokens of users who were never there before, numbered behind `prefix`. */

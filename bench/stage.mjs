@@ -31,6 +31,7 @@ const STOP_DEADLINE_MS = 10_000;
  * @property {string} log The file that its log goes to.
  * @property {() => string} output The end of what it has logged.
  * @property {() => boolean} running
+ * @property {() => Promise<void>} stop Ends it before the stage closes. Harmless to repeat.
  *
  * @typedef {object} LaunchOptions
  * @property {Record<string, string>} [env] Added to a bare environment: nothing of the caller's PG* variables counts.
@@ -49,6 +50,7 @@ export async function openStage() {
   /** @type {Set<import('node:child_process').ChildProcess>} */
   const started = new Set();
   let closed = false;
+  let logs = 0;
 
   /**
    * Spawns a program that the stage ends when it closes, unless it has ended by then.
@@ -102,7 +104,8 @@ export async function openStage() {
    * @returns {Promise<Program>}
    */
   async function serve(file, args, options) {
-    const log = join(folder, `${basename(file)}-${started.size}.log`);
+    logs += 1;
+    const log = join(folder, `${basename(file)}-${logs}.log`);
     const fd = openSync(log, 'a');
     const child = launch(file, args, { ...options, stdio: ['ignore', fd, fd] });
     closeSync(fd);
@@ -117,7 +120,7 @@ export async function openStage() {
     for (;;) {
       try {
         await options.ready();
-        return { pid: child.pid ?? 0, log, output, running };
+        return { pid: child.pid ?? 0, log, output, running, stop: () => quit(child) };
       } catch (error) {
         const over = failure !== undefined || !running() || Date.now() > deadline;
         if (over) {
@@ -128,6 +131,16 @@ export async function openStage() {
         await delay(50);
       }
     }
+  }
+
+  /** @param {import('node:child_process').ChildProcess} child */
+  async function quit(child) {
+    if (child.exitCode !== null || child.signalCode !== null) return;
+    const gone = once(child, 'exit');
+    child.kill('SIGTERM');
+    const timer = setTimeout(() => child.kill('SIGKILL'), STOP_DEADLINE_MS);
+    await gone;
+    clearTimeout(timer);
   }
 
   /**
@@ -143,13 +156,7 @@ export async function openStage() {
   /** Ends everything, the latest first, and removes the folder. Harmless to repeat. */
   async function close() {
     closed = true;
-    for (const child of [...started].toReversed()) {
-      const gone = once(child, 'exit');
-      child.kill('SIGTERM');
-      const timer = setTimeout(() => child.kill('SIGKILL'), STOP_DEADLINE_MS);
-      await gone;
-      clearTimeout(timer);
-    }
+    for (const child of [...started].toReversed()) await quit(child);
     for (let end = endings.pop(); end !== undefined; end = endings.pop()) await end();
     rmSync(folder, { recursive: true, force: true, maxRetries: 5 });
   }

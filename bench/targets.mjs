@@ -9,7 +9,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { PGJOT, startPgjot } from './pgjot.mjs';
 import { DATABASE } from './postgres.mjs';
-import { CROWD, IDLE_SECONDS } from './sizes.mjs';
+import { CROWD, IDLE_SECONDS, SILENT } from './sizes.mjs';
 import { accepts, ask, freePort } from './stage.mjs';
 
 /**
@@ -75,7 +75,7 @@ export const version = {
  * @param {'scram-sha-256' | 'trust'} auth
  * @returns {Promise<Target>}
  */
-async function startPgBouncer(stage, postgres, auth) {
+export async function startPgBouncer(stage, postgres, auth) {
   const port = await freePort();
   const scram = auth === 'scram-sha-256';
   const user = scram ? 'bench' : 'bench_trust';
@@ -101,7 +101,7 @@ unix_socket_dir =
 auth_type = ${auth}
 auth_file = ${users}
 pool_mode = session
-default_pool_size = ${CROWD}
+default_pool_size = ${SILENT}
 max_client_conn = ${CROWD * 8}
 server_idle_timeout = ${IDLE_SECONDS}
 server_tls_sslmode = disable
@@ -123,7 +123,7 @@ ${tls}`,
  * @param {Postgres} postgres
  * @returns {Promise<Target>}
  */
-async function startHaproxy(stage, postgres) {
+export async function startHaproxy(stage, postgres) {
   const port = await freePort();
   const config = join(stage.folder, 'haproxy.cfg');
   writeFileSync(
@@ -154,7 +154,7 @@ listen postgres
  * @param {Postgres} postgres
  * @returns {Promise<Target>}
  */
-async function startPipe(stage, postgres) {
+export async function startPipe(stage, postgres) {
   const port = await freePort();
   const script = fileURLToPath(new URL('./pipe.mjs', import.meta.url));
   const proxy = await stage.serve(process.execPath, [script, String(port), String(postgres.port)], {
