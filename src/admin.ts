@@ -19,9 +19,9 @@ import { isLoopback } from './exposure.ts';
 /** What administrators may do. */
 export interface AdminActions {
   /** @throws {z.ZodError} when the entry is none; {RangeError} when there are too many. */
-  revoke(entry: unknown): void;
+  revoke(entry: unknown): void | Promise<void>;
   /** @throws {ConfigError} when the new configuration is wrong; then the old one stays. */
-  reload(): void;
+  reload(): void | Promise<void>;
 }
 
 /** An endpoint that listens. */
@@ -117,8 +117,8 @@ async function answer(
   const body = await readBody(request, MAX_BODY_BYTES);
   if (body === undefined) return [413, `more than ${MAX_BODY_BYTES} bytes`];
   try {
-    if (action === 'reload') actions.reload();
-    else actions.revoke(JSON.parse(body));
+    if (action === 'reload') await actions.reload();
+    else await actions.revoke(JSON.parse(body));
     return [204];
   } catch (error) {
     return refusal(error);

@@ -62,6 +62,17 @@ export function parseConfig(input: unknown, base: string = process.cwd()): Confi
   return deepFreeze(config);
 }
 
+/** What has been bound at the start and stays as it was. */
+export function settingsThatNeedRestart(before: Config, after: Config): string[] {
+  const bound = (config: Config): Record<string, unknown> => ({
+    'listen.host': config.listen.host,
+    'listen.port': config.listen.port,
+    admin: JSON.stringify(config.admin),
+  });
+  const [old, current] = [bound(before), bound(after)];
+  return Object.keys(old).filter((name) => old[name] !== current[name]);
+}
+
 /** The JSON Schema of the file, for editors; `proxy.config.schema.json` is this and a test holds the two equal. */
 export function configJsonSchema(): object {
   return {

@@ -33,8 +33,8 @@ export interface ConnectionContext {
   readonly maxTokenBytes: number;
   readonly loginTimeoutMs: number;
   readonly sessions: Config['sessions'];
-  /** Counts a client in, and returns how to count it out again. Throws `too_many_clients`, `draining`. */
-  admit(): () => void;
+  /** Counts a client in, and returns how to count it out again. Throws `too_many_clients`, `draining`, or the signal's reason. */
+  admit(signal: AbortSignal): Promise<() => void>;
   /** Nobody, where this startup needs no token. Throws `role_forbidden`. */
   anonymous(asking: Asking): Identity | undefined;
   /** What a client hears that signs in by OAUTHBEARER and has no token yet; `undefined` for one that signs in by password. */
@@ -89,7 +89,7 @@ export async function serve(
     if (startup.kind === 'cancel') return await login.bound(context.cancels.forward(startup));
     login.audible();
     log.onStartup(startup);
-    countOut = context.admit();
+    countOut = await context.admit(login.signal);
     const { user, database } = startup;
     const asking = { user, database, sni: sniOf(client) };
     const identity = await identify(client, asking, context, login);

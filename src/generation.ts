@@ -16,7 +16,7 @@ import { clientTlsMode } from './exposure.ts';
 import { createVerifier } from './identity/jwt.ts';
 import { type Asking, chooseAuthentication } from './identity/authentication.ts';
 import { decide, decideAnonymous, type Identity, objectionTo } from './identity/policy.ts';
-import { Revocations } from './identity/revocations.ts';
+import { Revocations, type Revocation } from './identity/revocations.ts';
 import { explain, type Logger } from './log.ts';
 import type { Cancels } from './upstream/cancel.ts';
 import { createPool, type Lease, type Pool } from './upstream/pool.ts';
@@ -25,8 +25,13 @@ import { createPool, type Lease, type Pool } from './upstream/pool.ts';
 export interface House {
   readonly logger: Logger;
   readonly cancels: Cancels;
-  /** Counts a client in while there are fewer than `limit`, and returns how to count it out again. Throws `too_many_clients`, `draining`. */
-  admit(limit: number): () => void;
+  /**
+   * Counts a client in while there are fewer than `limit`, and returns how to count it out again. Throws
+   * `too_many_clients`, `draining`, or the signal's reason.
+   */
+  admit(limit: number, signal: AbortSignal): Promise<() => void>;
+  /** What administrators had revoked before the first generation. */
+  readonly revocations: readonly Revocation[];
   /** The generation that new connections belong to. */
   current(): Generation;
   /** What is revoked has changed. */
@@ -73,7 +78,7 @@ export function createGeneration(
   );
   const revocations = new Revocations(
     config.revocations.file,
-    predecessor?.revocations.added ?? [],
+    predecessor?.revocations.added ?? house.revocations,
     {
       onChange: () => house.onRevocation(),
       onProblem: (problem) => logger.error({ event: 'revocations_unreadable', problem }),
@@ -105,7 +110,7 @@ export function createGeneration(
     maxTokenBytes: config.limits.maxTokenBytes,
     loginTimeoutMs: config.limits.loginTimeoutMs,
     sessions: config.sessions,
-    admit: () => house.admit(config.limits.maxClients),
+    admit: (signal) => house.admit(config.limits.maxClients, signal),
     current: () => house.current().context,
     anonymous: (asking) => decideAnonymous(config, asking),
     discovery: (asking) => chooseAuthentication(config, asking),

@@ -15,22 +15,25 @@ const WRITE_BYTES = 8_192;
 const WRITE_MS = 100;
 // What may wait for a reader that has stalled; what comes after it is lost, not the memory.
 const MAX_WAITING_BYTES = 16 * 1024 * 1024;
+// Workers share standard output: so much a pipe takes in one piece (Linux's PIPE_BUF), and no line is cut by another.
+const SHARED_WRITE = { minLength: 2_048, maxWrite: 4_096 };
 
 /**
  * A logger that writes to standard output, off the path of anybody's query: a line is written at most 100 ms later, and
- * before the process exits.
+ * before the process exits. Every line of a worker has its number.
  */
-export function createLogger(config: Config['log']): Logger {
+export function createLogger(config: Config['log'], worker?: number): Logger {
   const out = destination({
     dest: 1,
     sync: false,
-    minLength: WRITE_BYTES,
     periodicFlush: WRITE_MS,
     maxLength: MAX_WAITING_BYTES,
+    ...(worker === undefined ? { minLength: WRITE_BYTES } : SHARED_WRITE),
   });
   // A closed pipe or a full disk must not end anybody's session: those lines are lost.
   out.on('error', () => {});
-  return pino({ level: config.level, base: null, timestamp: stdTimeFunctions.isoTime }, out);
+  const base = worker === undefined ? null : { worker };
+  return pino({ level: config.level, base, timestamp: stdTimeFunctions.isoTime }, out);
 }
 
 /** What the log says of a failure beside its code: the causes, outermost first. */

@@ -4,17 +4,18 @@
  * Public API of the package: `createProxy(config)` and the configuration it takes.
  */
 import type { Server, Socket } from 'node:net';
-import { addressOf, listen, type Address } from './accept/tcp.ts';
+import { addressOf, listen, MAX_STRANGERS, type Address } from './accept/tcp.ts';
 import { startAdmin, type Admin } from './admin.ts';
-import type { Config } from './config.ts';
+import { settingsThatNeedRestart, type Config } from './config.ts';
 import { createConnectionLog } from './connection-log.ts';
 import { serve, type Finish } from './connection.ts';
 import { ConfigError, ProxyError } from './errors.ts';
 import { createGeneration, type Generation, type House } from './generation.ts';
 import type { Asking } from './identity/authentication.ts';
 import type { Identity } from './identity/policy.ts';
+import type { Revocation } from './identity/revocations.ts';
 import { createLogger, type Logger } from './log.ts';
-import { createCancels } from './upstream/cancel.ts';
+import { createCancels, type Cancels } from './upstream/cancel.ts';
 import type { Pool } from './upstream/pool.ts';
 
 export { loadConfig, parseConfig, type Config, type ConfigInput } from './config.ts';
@@ -57,10 +58,21 @@ export interface ProxyOptions {
   readonly logger?: Logger;
   /** Reads the configuration again, for administrators who ask for that. @throws {ConfigError} */
   readonly readConfig?: () => Config;
+  /** Where the proxy is one of several workers: what they have in common. */
+  readonly shared?: Shared;
 }
 
-// How many sockets may be open beyond `limits.maxClients`: cancels, and those that are to hear that the house is full.
-const MAX_STRANGERS = 256;
+/** What a proxy that is one of several has from the others: it neither listens nor counts alone. */
+export interface Shared {
+  /** What administrators have revoked before it started. */
+  readonly revocations: readonly Revocation[];
+  /** The cancel keys of all, of which it gives out its own. */
+  readonly cancels: Cancels;
+  /** Counts a client in among those of all. Throws `too_many_clients`, or the signal's reason. */
+  admit(signal: AbortSignal): (() => void) | Promise<() => void>;
+  /** Has clients brought to `onArrival`, which owns them and resolves when one is gone. Returns where they come from. */
+  listen(onArrival: (socket: Socket) => Promise<void>): Address;
+}
 
 /** A connection as the proxy keeps it. */
 interface Connection {
@@ -78,7 +90,7 @@ interface Connection {
  */
 export function createProxy(
   config: Config,
-  { logger = createLogger(config.log), readConfig }: ProxyOptions = {},
+  { logger = createLogger(config.log), readConfig, shared }: ProxyOptions = {},
 ): Proxy {
   const connections = new Set<Connection>();
   const retired = new Map<Generation, Promise<void>>();
@@ -90,19 +102,27 @@ export function createProxy(
 
   const house: House = {
     logger,
-    cancels: createCancels(),
-    admit(limit) {
+    cancels: shared?.cancels ?? createCancels(),
+    revocations: shared?.revocations ?? [],
+    async admit(limit, signal) {
       if (leaving) throw new ProxyError('draining');
+      if (shared !== undefined) return count(await shared.admit(signal));
       if (clients >= limit) throw new ProxyError('too_many_clients');
-      clients++;
-      return () => {
-        clients--;
-      };
+      return count();
     },
     current: () => generation,
     onRevocation: () => endObjected('revocation'),
   };
   let generation: Generation = createGeneration(config, house);
+
+  /** Counts a client in; returns how to count it out again. */
+  function count(countOut?: () => void): () => void {
+    clients++;
+    return () => {
+      clients--;
+      countOut?.();
+    };
+  }
 
   /** Ends those of the sessions, and of the logins, that the configuration, or a revocation, grants no more. */
   function endObjected(by: 'objection' | 'revocation', among: Iterable<Connection> = connections) {
@@ -112,7 +132,7 @@ export function createProxy(
     }
   }
 
-  const onArrival = (socket: Socket): void => {
+  const onArrival = async (socket: Socket): Promise<void> => {
     const { config: current, context } = generation;
     // Whoever wants to log in is counted when they say so: a cancel must get through when the house is full.
     if (connections.size >= current.limits.maxClients + MAX_STRANGERS) {
@@ -140,6 +160,7 @@ export function createProxy(
     connection.gone = serve(socket, address, context, log).finally(() => {
       connections.delete(connection);
     });
+    await connection.gone;
   };
 
   const reload = (next: Config): void => {
@@ -155,16 +176,23 @@ export function createProxy(
     logger.level = next.log.level;
     const needsRestart = settingsThatNeedRestart(config, next);
     if (admin?.hasOtherToken(next.admin)) needsRestart.push('admin.token');
-    logger.info({ event: 'reloaded', needsRestart });
+    // Of several workers the primary says it, once for all.
+    logger[shared === undefined ? 'info' : 'debug']({ event: 'reloaded', needsRestart });
     endObjected('objection');
   };
 
   const open = async (): Promise<Address> => {
     const { host, port } = config.listen;
     generation.context.verifier.warm();
-    server = await listen({ host, port }, onArrival, (error) => {
-      logger.error({ event: 'accept_failed', cause: error.message });
-    });
+    // What there is once for all workers is the primary's: the port, and the endpoint for administrators.
+    if (shared !== undefined) return shared.listen(onArrival);
+    server = await listen(
+      { host, port },
+      (socket) => void onArrival(socket),
+      (error) => {
+        logger.error({ event: 'accept_failed', cause: error.message });
+      },
+    );
     if (config.admin !== undefined) {
       admin = await startAdmin(config.admin, {
         revoke: (entry) => generation.revocations.add(entry),
@@ -209,15 +237,4 @@ export function createProxy(
 /** A configuration as a whole that is not taken. */
 function refusal(message: string): ConfigError {
   return new ConfigError([{ path: '(top level)', message }]);
-}
-
-/** What has been bound at the start and stays as it was. */
-function settingsThatNeedRestart(before: Config, after: Config): string[] {
-  const bound = (config: Config): Record<string, unknown> => ({
-    'listen.host': config.listen.host,
-    'listen.port': config.listen.port,
-    admin: JSON.stringify(config.admin),
-  });
-  const [old, current] = [bound(before), bound(after)];
-  return Object.keys(old).filter((name) => old[name] !== current[name]);
 }

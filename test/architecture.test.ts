@@ -24,6 +24,7 @@ const LAYERS: readonly (readonly RegExp[])[] = [
   [/^connection\.ts$/],
   [/^accept\//, /^(admin|connection-log|generation)\.ts$/],
   [/^proxy\.ts$/],
+  [/^workers\//],
   [/^cli\//],
 ];
 

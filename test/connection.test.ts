@@ -105,7 +105,7 @@ async function arrive(change: (house: House) => void = () => {}) {
       maxLifetimeMs: 0,
       drainTimeoutMs: 5_000,
     },
-    admit: () => {
+    admit: async () => {
       events.push('admit');
       return () => events.push('leave');
     },

@@ -3,7 +3,7 @@
  *
  * Counts nobody and reads nothing; it only sets the socket up.
  */
-import { createServer, type Server, type Socket } from 'node:net';
+import { createServer, type Server, type ServerOpts, type Socket } from 'node:net';
 
 /** Where a listener is. */
 export interface Address {
@@ -11,12 +11,16 @@ export interface Address {
   readonly port: number;
 }
 
+/** How many sockets may be open beyond `limits.maxClients`: cancels, and those that are to hear that the house is full. */
+export const MAX_STRANGERS = 256;
+
 const KEEPALIVE_MS = 60_000;
 const BACKLOG = 1_024;
 
 /**
  * Listens, and gives every accepted socket to `onArrival`, who owns it. `onError` is told when one could not be
- * accepted (out of memory or buffers, refused by a firewall); the listener goes on.
+ * accepted (out of memory or buffers, refused by a firewall); the listener goes on. With `pauseOnConnect` nobody reads
+ * the sockets, so that another process can.
  *
  * @throws the system's error when the address cannot be bound (EADDRINUSE, EACCES, EADDRNOTAVAIL).
  */
@@ -24,9 +28,16 @@ export async function listen(
   address: Address,
   onArrival: (socket: Socket) => void,
   onError: (error: Error) => void,
+  options: Pick<ServerOpts, 'pauseOnConnect'> = {},
 ): Promise<Server> {
   const server = createServer(
-    { allowHalfOpen: true, noDelay: true, keepAlive: true, keepAliveInitialDelay: KEEPALIVE_MS },
+    {
+      allowHalfOpen: true,
+      noDelay: true,
+      keepAlive: true,
+      keepAliveInitialDelay: KEEPALIVE_MS,
+      ...options,
+    },
     (socket) => {
       // An error reaches whoever reads or writes; without a listener it would end the process.
       socket.on('error', () => {});

@@ -3,12 +3,15 @@
  *
  * SIGTERM or SIGINT lets sessions finish (`sessions.drainTimeoutMs`); a second one ends them at once.
  * SIGHUP, and each change of the file, has the configuration read again; a wrong one changes nothing and is logged.
+ * With `--workers` several processes do the work; to a supervisor and to clients that is one proxy still.
  */
-import { Command } from 'commander';
-import { loadConfig } from '../config.ts';
+import { availableParallelism } from 'node:os';
+import { Command, InvalidArgumentError } from 'commander';
+import { loadConfig, type Config } from '../config.ts';
 import { ConfigError } from '../errors.ts';
 import { createLogger, type Logger } from '../log.ts';
 import { createProxy, type Proxy } from '../proxy.ts';
+import { MAX_WORKERS } from '../upstream/cancel.ts';
 import { watchFile } from '../watch.ts';
 import { CommandError } from './failure.ts';
 import { stopRequests } from './signals.ts';
@@ -18,34 +21,75 @@ export const CONFIG_FILE = 'proxy.config.json';
 
 const WATCH_MS = 1_000;
 
+/** A proxy, of one process or of several. */
+interface Running extends Pick<Proxy, 'start' | 'drain' | 'close'> {
+  reload(config: Config): void | Promise<void>;
+}
+
+interface StartOptions {
+  readonly config: string;
+  readonly workers: number;
+}
+
 /** The command. */
 export function startCommand(): Command {
   return new Command('start')
     .description('run the proxy')
     .option('--config <file>', 'the configuration', CONFIG_FILE)
-    .action(async ({ config }: { config: string }) => {
+    .option(
+      '--workers <number>',
+      'processes that share the work; "auto": one for each core',
+      parseWorkers,
+      1,
+    )
+    .action(async ({ config, workers }: StartOptions) => {
       using stop = stopRequests(['SIGTERM', 'SIGINT']);
-      using _watch = watchFile(config, WATCH_MS, () => onChange());
+      let proxy: Running | undefined;
+      const onChange = () => (proxy === undefined ? 'again' : reload(proxy, config, logger));
+      using _watch = watchFile(config, WATCH_MS, onChange);
       const settings = loadConfig(config);
       const logger = createLogger(settings.log);
-      const proxy = createProxy(settings, { logger, readConfig: () => loadConfig(config) });
-      const onChange = () => reload(proxy, config, logger);
-      process.on('SIGHUP', onChange);
+      proxy = await createRunning(settings, workers, {
+        logger,
+        readConfig: () => loadConfig(config),
+      });
+      const onHangup = () => void onChange();
+      process.on('SIGHUP', onHangup);
       try {
-        logger.info({ event: 'listening', ...(await listening(proxy)) });
+        const address = await listening(proxy);
+        logger.info({ event: 'listening', ...address, ...(workers > 1 && { workers }) });
         await stop.first;
         logger.info({ event: 'draining' });
         await Promise.race([proxy.drain(), stop.second]);
       } finally {
         await proxy.close();
-        process.off('SIGHUP', onChange);
+        process.off('SIGHUP', onHangup);
       }
     });
 }
 
-function reload(proxy: Proxy, file: string, logger: Logger): void {
+async function createRunning(
+  config: Config,
+  workers: number,
+  options: { readonly logger: Logger; readonly readConfig: () => Config },
+): Promise<Running> {
+  if (workers === 1) return createProxy(config, options);
+  // Whoever has a single process does without node:cluster.
+  const { createWorkers } = await import('../workers/primary.ts');
+  return createWorkers(config, { workers, ...options });
+}
+
+function parseWorkers(text: string): number {
+  const workers = text === 'auto' ? Math.min(availableParallelism(), MAX_WORKERS) : Number(text);
+  if (!(Number.isInteger(workers) && workers >= 1 && workers <= MAX_WORKERS)) {
+    throw new InvalidArgumentError(`It must be a number from 1 to ${MAX_WORKERS}, or "auto".`);
+  }
+  return workers;
+}
+
+async function reload(proxy: Running, file: string, logger: Logger): Promise<void> {
   try {
-    proxy.reload(loadConfig(file));
+    await proxy.reload(loadConfig(file));
   } catch (error) {
     if (!(error instanceof ConfigError)) throw error;
     logger.error({ event: 'reload_failed', problems: error.problems });

@@ -2,7 +2,7 @@
  * From a cancel key that we gave out to the one query it may cancel.
  *
  * A client never sees the upstream's key: it gets a random one of ours, good for its own session alone
- * and only while that session has its backend.
+ * and only while that session has its backend. Where several workers serve one port, the key says whose it is.
  * https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-CANCELING-REQUESTS
  */
 import { randomBytes, randomInt, timingSafeEqual } from 'node:crypto';
@@ -40,16 +40,24 @@ export interface Cancels {
 const SECRET_BYTES = { v30: 4, v32: 32 } as const;
 const CANCEL_TIMEOUT_MS = 10_000;
 
+// A process id is positive and has 31 bits; its highest 7 are the number of the worker, where there are several.
+const WORKER_SHIFT = 24;
+/** The highest number that a worker may have. */
+export const MAX_WORKERS = 127;
+
+/** The number of the worker that gave out a key with this process id; 0 where it can be none's. */
+export function workerOf(processId: number): number {
+  return processId > 0 ? processId >>> WORKER_SHIFT : 0;
+}
+
 interface Entry {
   readonly secretKey: Buffer;
   readonly target: CancelTarget;
-  inFlight: Promise<void> | undefined;
-  /** The one that starts when that is done. */
-  queued: Promise<void> | undefined;
+  readonly line: Line;
 }
 
-/** An empty registry. */
-export function createCancels(): Cancels {
+/** An empty registry; `worker` is the number of this process among several, from 1. */
+export function createCancels(worker?: number): Cancels {
   const entries = new Map<number, Entry>();
 
   const find = ({ processId, secretKey }: CancelKey): Entry | undefined => {
@@ -58,40 +66,60 @@ export function createCancels(): Cancels {
     return timingSafeEqual(entry.secretKey, secretKey) ? entry : undefined;
   };
 
-  const start = (entry: Entry): Promise<void> => {
-    entry.inFlight = cancelQuery(entry.target).finally(() => {
-      entry.inFlight = undefined;
-    });
-    return entry.inFlight;
-  };
-
   return {
     register(target, minor) {
       let processId: number;
-      do processId = randomInt(1, 2 ** 31 - 1);
+      do processId = randomProcessId(worker);
       while (entries.has(processId));
       const secretKey = randomBytes(minor >= 2 ? SECRET_BYTES.v32 : SECRET_BYTES.v30);
-      entries.set(processId, { secretKey, target, inFlight: undefined, queued: undefined });
+      entries.set(processId, { secretKey, target, line: new Line() });
       return { processId, secretKey };
     },
     async revoke(key) {
       const entry = find(key);
       entries.delete(key.processId);
-      await entry?.inFlight;
+      await entry?.line.inFlight;
     },
     async forward(key) {
       const entry = find(key);
       if (entry === undefined) return;
-      // One at a time for each session and one more behind it: a flood of cancels (attack G2) costs one
-      // connection, and yet none is lost, for the one under way may have met an earlier query than this one means.
-      if (entry.inFlight === undefined) return start(entry);
-      entry.queued ??= entry.inFlight.then(() => {
-        entry.queued = undefined;
-        return entries.get(key.processId) === entry ? start(entry) : undefined;
+      await entry.line.join(async () => {
+        if (entries.get(key.processId) === entry) await cancelQuery(entry.target);
       });
-      await entry.queued;
     },
   };
+}
+
+function randomProcessId(worker: number | undefined): number {
+  if (worker === undefined) return randomInt(1, 2 ** 31 - 1);
+  return worker * 2 ** WORKER_SHIFT + randomInt(0, 2 ** WORKER_SHIFT);
+}
+
+/**
+ * Cancels for one key: one at a time, and one more behind it. A flood of them (attack G2) costs one connection, and yet
+ * none is lost, for the one under way may have met an earlier query than this one means.
+ */
+export class Line {
+  inFlight: Promise<void> | undefined;
+  /** The one that starts when that is done. */
+  #queued: Promise<void> | undefined;
+
+  /** Runs `task`, which must not fail, now or when its turn comes; or waits for the one that is to come anyway. */
+  async join(task: () => Promise<void>): Promise<void> {
+    if (this.inFlight === undefined) return this.#start(task);
+    this.#queued ??= this.inFlight.then(() => {
+      this.#queued = undefined;
+      return this.#start(task);
+    });
+    await this.#queued;
+  }
+
+  #start(task: () => Promise<void>): Promise<void> {
+    this.inFlight = task().finally(() => {
+      this.inFlight = undefined;
+    });
+    return this.inFlight;
+  }
 }
 
 /** Cancels what the backend is running; resolves when PostgreSQL has closed the request's connection, or after ten seconds. Never throws. */

@@ -1,0 +1,184 @@
+/**
+ * Several workers behind one port: the primary listens, hands each client to a worker, and holds what they must agree on.
+ *
+ *   primary   the port, SIGHUP and the administrators' endpoint, the count of clients, whose cancel key is whose
+ *   worker    a whole proxy: TLS, tokens, sessions, with a pool and a control connection of its own
+ *
+ * It never reads a byte of a client. Slots need no coordination here: PostgreSQL leases each to one worker.
+ */
+import type { Server } from 'node:net';
+import { addressOf, listen, MAX_STRANGERS, type Address } from '../accept/tcp.ts';
+import { startAdmin, type Admin } from '../admin.ts';
+import { settingsThatNeedRestart, type Config } from '../config.ts';
+import { ConfigError } from '../errors.ts';
+import { Revocations } from '../identity/revocations.ts';
+import type { Logger } from '../log.ts';
+import { createProxy, type Proxy } from '../proxy.ts';
+import { workerOf } from '../upstream/cancel.ts';
+import { Crew } from './crew.ts';
+import { Dispatch } from './dispatch.ts';
+import { PermitOffice } from './permits.ts';
+import { assertShareable, shareOf } from './share.ts';
+
+/** What all workers together have in use, as `Proxy.counts` says it of one. */
+export type Counts = ReturnType<Proxy['counts']>;
+
+/** A proxy of several processes. It is used like one of a single process. */
+export interface Workers extends Pick<Proxy, 'start' | 'drain' | 'close'> {
+  /** Resolves when every worker has the configuration. @throws {ConfigError} when it cannot be used; nothing has changed then. */
+  reload(config: Config): Promise<void>;
+  /** Resolves when no worker has a session left that this revokes. @throws {z.ZodError} when the entry is none. */
+  revoke(entry: unknown): Promise<void>;
+  /** The sum over all workers that answer. */
+  counts(): Promise<Counts>;
+}
+
+/** What the primary may be given beside its configuration. */
+export interface WorkersOptions {
+  readonly workers: number;
+  readonly logger: Logger;
+  /** Reads the configuration again, for administrators who ask for that. @throws {ConfigError} */
+  readonly readConfig: () => Config;
+}
+
+// A cancel may wait for one before it, and PostgreSQL has ten seconds for each.
+const CANCEL_MS = 25_000;
+
+/**
+ * A proxy of so many workers; it opens and forks nothing before `start`.
+ *
+ * @throws {ConfigError} when a file or secret that the configuration names cannot be read.
+ */
+export function createWorkers(
+  first: Config,
+  { workers, logger, readConfig }: WorkersOptions,
+): Workers {
+  assertUsable(first, workers, logger);
+  let config = first;
+  let server: Server | undefined;
+  let admin: Admin | undefined;
+  let starting: Promise<Address> | undefined;
+  let leaving = false;
+  const revocations = new Revocations(undefined, [], {
+    onChange: () => {},
+    onProblem: () => {},
+  });
+  const permits = new PermitOffice(config.limits.maxClients);
+  const dispatch = new Dispatch(() => ({
+    maxSockets: config.limits.maxClients + MAX_STRANGERS,
+    patienceMs: config.limits.loginTimeoutMs,
+  }));
+  const address = (): Address => addressOf(server as Server);
+  const crew = new Crew(
+    workers,
+    (worker) => ({
+      config: shareOf(config, worker, workers),
+      revocations: revocations.added,
+      address: address(),
+    }),
+    logger,
+    {
+      onReady: (member) => dispatch.add(member),
+      onLoad: () => dispatch.onFree(),
+      onWant: (member) => permits.onWant(member),
+      onReturned: (member, count, round) => permits.onReturned(member, count, round),
+      async onCancel(order) {
+        const owner = crew.member(workerOf(order.processId));
+        // A key of a worker that is gone is nobody's.
+        await owner?.ask(order, CANCEL_MS).catch(() => {});
+      },
+      onGone(member) {
+        dispatch.remove(member);
+        permits.onGone(member);
+      },
+    },
+  );
+
+  const reload = async (next: Config): Promise<void> => {
+    if (leaving) {
+      const message = 'is not taken: the proxy is shutting down';
+      throw new ConfigError([{ path: '(top level)', message }]);
+    }
+    assertUsable(next, workers, logger);
+    config = next;
+    logger.level = next.log.level;
+    permits.setLimit(next.limits.maxClients);
+    await crew.order((worker) => ({
+      what: 'reload',
+      config: shareOf(next, worker, workers),
+    }));
+    const needsRestart = settingsThatNeedRestart(first, next);
+    if (admin?.hasOtherToken(next.admin)) needsRestart.push('admin.token');
+    logger.info({ event: 'reloaded', needsRestart });
+  };
+
+  const revoke = async (entry: unknown): Promise<void> => {
+    // Kept for workers that start later.
+    revocations.add(entry);
+    await crew.order(() => ({ what: 'revoke', entry }));
+  };
+
+  const open = async (): Promise<Address> => {
+    const { host, port } = config.listen;
+    server = await listen(
+      { host, port },
+      (client) => dispatch.onArrival(client),
+      (error) => logger.error({ event: 'accept_failed', cause: error.message }),
+      { pauseOnConnect: true },
+    );
+    await crew.start();
+    if (config.admin !== undefined) {
+      admin = await startAdmin(config.admin, { revoke, reload: () => reload(readConfig()) });
+    }
+    return address();
+  };
+
+  const leave = async (how: 'drain' | 'close'): Promise<void> => {
+    leaving = true;
+    // What is about to listen must be there to be closed.
+    await starting?.catch(() => {});
+    // It waits for clients that other processes serve; they are waited for by themselves.
+    if (server?.listening) server.close();
+    dispatch.close();
+    await crew.end(how);
+    permits.close();
+    await admin?.close();
+  };
+
+  return {
+    start: () => (starting ??= open()),
+    reload,
+    revoke,
+    drain: () => leave('drain'),
+    close: () => leave('close'),
+    async counts() {
+      const all = (await crew.survey({ what: 'counts' })) as Counts[];
+      return { ...all.reduce(addUp, NOTHING), adminPort: admin?.port };
+    },
+  };
+}
+
+/** @throws {ConfigError} when a proxy of this configuration could not be made, here as in a worker. */
+function assertUsable(config: Config, workers: number, logger: Logger): void {
+  assertShareable(config, workers);
+  // It has opened nothing that would have to be waited for.
+  void createProxy(config, { logger }).close();
+}
+
+const NOTHING: Counts = { connections: 0, clients: 0, upstreams: {}, adminPort: undefined };
+
+/** The sum of two counts, number by number, whatever is counted. */
+function addUp(one: Counts, other: Counts): Counts {
+  return sum(one, other) as Counts;
+}
+
+function sum(one: unknown, other: unknown): unknown {
+  if (typeof one === 'number' && typeof other === 'number') return one + other;
+  if (!isRecord(one) || !isRecord(other)) return one ?? other;
+  const names = new Set([...Object.keys(one), ...Object.keys(other)]);
+  return Object.fromEntries([...names].map((name) => [name, sum(one[name], other[name])]));
+}
+
+function isRecord(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null;
+}

@@ -1,0 +1,144 @@
+/**
+ * The program of a worker process: a proxy whose clients come from the primary, and what it shares with the others.
+ *
+ * Signals are the primary's business: a terminal or a supervisor sends them to every process of a group. When the primary is
+ * gone the channel to it closes, and node:cluster ends this process at once.
+ */
+import type { Socket } from 'node:net';
+import { createLogger } from '../log.ts';
+import { createProxy, type Proxy } from '../proxy.ts';
+import { createCancels, type Cancels } from '../upstream/cancel.ts';
+import { shareCancels } from './cancels.ts';
+import {
+  failureOf,
+  toWorker,
+  type CancelOrder,
+  type Order,
+  type Start,
+  type ToPrimary,
+} from './messages.ts';
+import { PermitPurse } from './permits.ts';
+import { answer, Questions } from './questions.ts';
+
+// Longer than the primary waits for the worker that it asks.
+const CANCEL_MS = 30_000;
+
+const questions = new Questions<CancelOrder>((ask) => tell(ask));
+const purse = new PermitPurse(tell);
+let proxy: Proxy | undefined;
+let cancels: Cancels | undefined;
+let onClient: (client: Socket) => Promise<void> = async () => {};
+let taken = 0;
+let open = 0;
+let reporting: NodeJS.Immediate | undefined;
+
+for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => {});
+process.on('message', (message: unknown, client: Socket | undefined) => hear(message, client));
+tell({ kind: 'hello' });
+
+function tell(message: ToPrimary): void {
+  // When it cannot be sent the primary is gone, and this process all but so.
+  process.send?.(message, undefined, undefined, () => {});
+}
+
+function hear(sent: unknown, client: Socket | undefined): void {
+  const message = toWorker(sent);
+  switch (message.kind) {
+    case 'start':
+      return void start(message);
+    case 'client':
+      return take(client);
+    case 'permits':
+      return purse.onPermits(message.count);
+    case 'recall':
+      return purse.onRecall(message.round);
+    case 'end':
+      return void end(message.how);
+    case 'ask':
+      return void answer(message.id, () => obey(message.question)).then(tell);
+    case 'answer':
+      return questions.settle(message);
+  }
+}
+
+async function start({ worker, workers, config, revocations, address }: Start): Promise<void> {
+  // What `ps` and `top` show.
+  process.title = `pgjot: worker ${worker}`;
+  try {
+    const own = createCancels(worker);
+    cancels = own;
+    proxy = createProxy(config, {
+      logger: createLogger(config.log, worker),
+      shared: {
+        revocations,
+        cancels: shareCancels(own, {
+          worker,
+          workers,
+          async forward(key) {
+            await questions.ask({ what: 'cancel', ...key }, CANCEL_MS).catch(() => {});
+          },
+        }),
+        admit: (signal) => purse.admit(signal),
+        listen(onArrival) {
+          onClient = onArrival;
+          return address;
+        },
+      },
+    });
+    await proxy.start();
+    tell({ kind: 'ready' });
+  } catch (error) {
+    tell({ kind: 'failed', failure: failureOf(error) });
+    process.disconnect();
+  }
+}
+
+/** Takes a client over; none comes with the message when it has left on its way. */
+function take(client: Socket | undefined): void {
+  taken++;
+  if (client !== undefined) {
+    open++;
+    // As the listener of a single process has them. Keepalive and the like stay with the socket.
+    client.allowHalfOpen = true;
+    client.on('error', () => {});
+    void onClient(client).finally(() => {
+      open--;
+      reporting ??= setImmediate(report);
+    });
+  }
+  report();
+}
+
+/** At once when a client has been taken over, because the primary waits for that; once a turn for those that have left. */
+function report(): void {
+  clearImmediate(reporting);
+  reporting = undefined;
+  tell({ kind: 'load', taken, open });
+}
+
+async function obey(order: Order): Promise<unknown> {
+  switch (order.what) {
+    case 'reload':
+      proxy?.reload(order.config);
+      return undefined;
+    case 'revoke':
+      proxy?.revoke(order.entry);
+      return undefined;
+    case 'counts':
+      return proxy?.counts();
+    case 'cancel': {
+      const { processId, secretKey } = order;
+      return cancels?.forward({ processId, secretKey: Buffer.from(secretKey) });
+    }
+    default:
+      return order satisfies never;
+  }
+}
+
+async function end(how: 'drain' | 'close'): Promise<void> {
+  try {
+    await proxy?.[how]();
+  } finally {
+    process.disconnect();
+  }
+}
