@@ -43,7 +43,7 @@ export interface Control {
   isSpoilt(slot: string): Promise<boolean>;
   /** Removes what dead backends left behind. */
   sweep(): Promise<void>;
-  /** Gives this connection another name in pg_stat_activity, if there is one. */
+  /** Gives this connection, and those after it, another name in pg_stat_activity. */
   rename(name: string): Promise<void>;
   /** The names of the other control connections of this database, while there is one of ours. */
   neighbours(): Promise<string[]>;
@@ -52,6 +52,9 @@ export interface Control {
 }
 
 const GOODBYE_MS = 2_000;
+
+/** What a control connection is called in pg_stat_activity, at the beginning. */
+export const CONTROL_NAME = 'pgjot control';
 
 /** A control connection; `onLoss` is called once for each connection that was lost, with its leases. */
 export function createControl(
@@ -69,6 +72,7 @@ export function createControl(
   let outage = { error: undefined as ProxyError | undefined, asked: 0 };
   let asked = 0;
   const sockets = new WeakMap<pg.Client, Socket>();
+  let name = CONTROL_NAME;
 
   const lost = (client: pg.Client) => {
     if (current !== client) return;
@@ -87,7 +91,7 @@ export function createControl(
       password,
       ssl: upstreamTlsMode(upstream) === 'disable' ? false : upstreamTlsOptions(upstream),
       stream: () => socket,
-      application_name: 'pgjot control',
+      application_name: name,
       options: startupOptions(upstream.connectTimeoutMs),
       keepAlive: true,
       connectionTimeoutMillis: upstream.connectTimeoutMs,
@@ -172,8 +176,9 @@ export function createControl(
       // Only for housekeeping: it must not be the reason to connect.
       if (current !== undefined) await query(SWEEP, []);
     },
-    async rename(name) {
-      if (current !== undefined) await query(RENAME, [name]);
+    async rename(next) {
+      name = next;
+      if (current !== undefined) await query(RENAME, [next]);
     },
     async neighbours() {
       if (current === undefined) return [];

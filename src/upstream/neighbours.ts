@@ -6,10 +6,9 @@
  * which goes when the connection does. A second late, and good for a few slots at a time.
  */
 import { createHash } from 'node:crypto';
-import type { Control } from './control.ts';
+import { CONTROL_NAME, type Control } from './control.ts';
 import type { RolePool } from './role-pool.ts';
 
-const NAME = 'pgjot control';
 // PostgreSQL cuts the name at 63 bytes.
 const MAX_NAMED = 5;
 const SLOTS_AT_ONCE = 4;
@@ -18,7 +17,7 @@ const SLOTS_AT_ONCE = 4;
 export class Neighbours {
   readonly #control: Control;
   readonly #roles: ReadonlyMap<string, RolePool>;
-  #said = NAME;
+  #said = CONTROL_NAME;
 
   constructor(control: Control, roles: ReadonlyMap<string, RolePool>) {
     this.#control = control;
@@ -31,8 +30,7 @@ export class Neighbours {
       await this.#say();
       await this.#listen();
     } catch {
-      // Without a control connection nobody gets a slot anyway; a new one begins with the plain name.
-      this.#said = NAME;
+      // Without a control connection nobody gets a slot anyway; the next one will have the right name.
     }
   }
 
@@ -40,10 +38,10 @@ export class Neighbours {
     const starving = [...this.#roles]
       .filter(([, role]) => role.starving)
       .map(([name]) => short(name));
-    const name = [NAME, ...starving.slice(0, MAX_NAMED)].join(' ');
+    const name = [CONTROL_NAME, ...starving.slice(0, MAX_NAMED)].join(' ');
     if (name === this.#said) return;
-    await this.#control.rename(name);
     this.#said = name;
+    await this.#control.rename(name);
   }
 
   async #listen(): Promise<void> {

@@ -34,8 +34,11 @@ const LOGIN =
 const HAS_SETTINGS = `exists (select from pg_catalog.pg_db_role_setting s where s.setrole operator(pg_catalog.=) ${LOGIN})`;
 /** Before PostgreSQL 15 clients could grant their slots to each other, or other roles to their slots. */
 const HAS_ACCOMPLICES =
-  `((select pg_catalog.count(*) from pg_catalog.pg_auth_members m where m.roleid operator(pg_catalog.=) ${LOGIN}` +
-  ` or m.member operator(pg_catalog.=) ${LOGIN}) operator(pg_catalog.<>) 2)`;
+  'exists (select from pg_catalog.pg_auth_members m join pg_catalog.pg_roles other' +
+  ` on m.roleid operator(pg_catalog.=) ${LOGIN} and other.oid operator(pg_catalog.=) m.member` +
+  " and other.rolname operator(pg_catalog.<>) 'pgjot_owner'" +
+  ` or m.member operator(pg_catalog.=) ${LOGIN} and other.oid operator(pg_catalog.=) m.roleid` +
+  ' and other.rolname operator(pg_catalog.<>) current_user)';
 
 const whoIs = (dirty: string) =>
   'select $1::pg_catalog.text, pg_catalog.pg_backend_pid(), ' +

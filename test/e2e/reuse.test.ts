@@ -5,6 +5,7 @@ import pg from 'pg';
 import { pino } from 'pino';
 import { afterEach, describe, expect, test } from 'vitest';
 import { createProxy, parseConfig } from '../../src/proxy.ts';
+import { hasExtension, postgresVersions } from '../support/postgres.ts';
 import { startStack, until, type Stack, type StackOptions } from '../support/stack.ts';
 import { pidOf, value as rowOf } from './attack-scene.ts';
 
@@ -330,4 +331,78 @@ test('a second proxy gets the slots that the first one keeps idle sessions on', 
   expect(await value(client, 'auth.user_id()')).toBe('carol');
   await client.end();
   await other.close();
+});
+
+describe('over TLS on both sides', () => {
+  test('a session is given again and again', async () => {
+    await start({}, { tls: true, upstreamTls: true });
+    const pids = new Set<number>();
+    for (let visits = 0; visits < 10; visits++) {
+      const { pid, result } = await visit('alice', (client) => value(client, 'auth.user_id()'));
+      pids.add(pid);
+      expect(result).toBe('alice');
+    }
+
+    expect(pids.size).toBe(1);
+  });
+});
+
+test('on a standby no session is used again', async () => {
+  await start({ spares: 4 }, { session: 'replica' });
+  const first = await visit('alice', nothing);
+
+  const second = await visit('alice', (client) => value(client, 'auth.user_id()'));
+
+  expect(second.pid).not.toBe(first.pid);
+  expect(second.result).toBe('alice');
+  expect(counts()).toMatchObject({ idle: 0 });
+});
+
+const [version] = postgresVersions().filter((one) => hasExtension(one, 'pg_session_jwt'));
+if (version === undefined) console.log('reuse in pg_session_jwt is not tested: no extension here');
+test.runIf(version)('with the extension a session goes to the very same token only', async () => {
+  const running = await start(
+    { spares: 4 },
+    { session: 'pg_session_jwt', ...(version && { version }) },
+  );
+  const password = await running.token('alice', { org: 'one' });
+  const user = (client: pg.Client) =>
+    value(client, "auth.user_id() || ' ' || (auth.session() ->> 'org')");
+  const first = await visit('alice', user, { password });
+
+  const again = await visit('alice', user, { password });
+  const other = await visit('alice', user, {
+    password: await running.token('alice', { org: 'two' }),
+  });
+
+  expect(again).toEqual({ pid: first.pid, result: 'alice one' });
+  expect(other.result).toBe('alice two');
+  expect(other.pid).not.toBe(first.pid);
+});
+
+describe.each(postgresVersions())('on PostgreSQL %s', (major) => {
+  test.each([
+    ['has settings of its own', "alter role %I set application_name = 'mine'"],
+    ...(major < 15 ? [['was granted to an accomplice', 'grant %I to pgjot_authenticated_7']] : []),
+  ])('a session whose slot %s is not used again (attack E11)', async (_, sql = '') => {
+    await start({}, { version: major });
+    const first = await visit('alice', async (client) => {
+      await client.query('set role none');
+      await client.query(
+        `do $$ begin execute format('${sql.replaceAll("'", "''")}', session_user); end $$`,
+      );
+    });
+    await until(() => counts()?.idle === 0);
+
+    const second = await visit('alice', nothing);
+
+    expect(second.pid).not.toBe(first.pid);
+  });
+
+  test('a session is used again', async () => {
+    await start({}, { version: major });
+    const first = await visit('alice', nothing);
+
+    expect((await visit('alice', nothing)).pid).toBe(first.pid);
+  });
 });
