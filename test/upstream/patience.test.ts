@@ -14,9 +14,9 @@ const DOWN = new ProxyError('upstream_unreachable');
 const said = (sqlstate: string) =>
   new ProxyError('upstream_rejected', { cause: Object.assign(new Error('no'), { sqlstate }) });
 
-/** A server that fails with `error` as long as there is one, and counts who asks. */
-function server(error: ProxyError | undefined) {
-  const state = { error, asked: 0 };
+/** A server that fails with `failure` as long as there is one, and counts who asks. */
+function server(failure: ProxyError | undefined) {
+  const state = { error: failure, asked: 0 };
   const patience = new Patience();
   const attempt = async () => {
     state.asked++;
@@ -81,8 +81,8 @@ describe('a login', () => {
 });
 
 describe('after three logins in a row that waited in vain', () => {
-  async function openCircuit(error: ProxyError = DOWN) {
-    const one = server(error);
+  async function openCircuit(failure: ProxyError = DOWN) {
+    const one = server(failure);
     await Promise.all([one.ask(), one.ask(), one.ask()]);
     one.state.asked = 0;
     return one;
