@@ -6,9 +6,10 @@
  * in pgjot that touches what Node does not document (`_handle`, stable since Node 0.1). Streams of
  * any other kind, TLS above all, are read with `data` events.
  *
- * Every socket of the thread reads into one shared buffer, and small chunks are copied out of it,
- * which is cheaper than any bookkeeping. A socket that moves bulk gets a buffer of its own, whose
- * bytes are passed on by reference.
+ * A socket has three of them to read into. Its own small one, as long as what it reads is small: nothing is
+ * allocated or copied then. One that all sockets of the thread share, while it reads what is larger now
+ * and then; from this one bytes are copied. And a large one of its own while it moves bulk. What is
+ * not copied is passed on by reference, so no buffer is used again before those bytes are written.
  *
  * A stream can be let go and taken again any number of times; in between it is one like any other.
  */
@@ -28,6 +29,8 @@ export interface ByteTaker {
 const BUFFER_BYTES = 65_536;
 // PostgreSQL writes in pieces of 8 KiB (PQ_SEND_BUFFER_SIZE): whatever is as long as that has more behind it.
 const BULK_BYTES = 8_192;
+// A statement or its answer in the usual case. Every idle session keeps two of these, unlike the large ones.
+const SMALL_BYTES = 2_048;
 const shared = Buffer.allocUnsafeSlow(BUFFER_BYTES);
 
 /** What Node keeps inside a socket, as far as it must be moved to another one. */
@@ -106,6 +109,9 @@ class ChunkReader implements Reader {
 class MovedReader implements Reader {
   readonly stream: Socket;
   #taker: ByteTaker | undefined;
+  #small: Buffer | undefined;
+  /** Whether the last chunk would have had room in the small buffer. */
+  #wasSmall = false;
   #next: Buffer = shared;
 
   constructor(old: Socket) {
@@ -130,12 +136,24 @@ class MovedReader implements Reader {
     const taker = this.#taker;
     if (taker === undefined) return this.stream.push(Buffer.from(bytes));
     const goOn = taker.take(buffer === shared ? Buffer.from(bytes) : bytes);
-    if (length < BULK_BYTES || !taker.expectsMore()) this.#next = shared;
-    // Never a buffer whose bytes somebody still refers to: they would be another's by the time they are written.
-    else if (buffer === shared || taker.holdsBytes()) {
-      this.#next = Buffer.allocUnsafeSlow(BUFFER_BYTES);
-    }
+    this.#next = this.#choose(buffer, length, taker);
     return goOn;
+  }
+
+  /** Never a buffer whose bytes somebody still refers to: they would be another's by the time they are written. */
+  #choose(last: Buffer, length: number, taker: ByteTaker): Buffer {
+    const isHeld = taker.holdsBytes();
+    // For good: the next taker, who holds nothing, knows nothing of what this one still has to write.
+    if (isHeld && last === this.#small) this.#small = undefined;
+    const isSmall = length < SMALL_BYTES;
+    // Twice in a row, or what is a little larger would be read in two pieces every time.
+    const staysSmall = isSmall && this.#wasSmall;
+    this.#wasSmall = isSmall;
+    // A sink that holds on, as TLS does until it has encrypted, would have it replaced with every chunk.
+    if (staysSmall && !isHeld) return (this.#small ??= Buffer.allocUnsafeSlow(SMALL_BYTES));
+    if (length < BULK_BYTES || !taker.expectsMore()) return shared;
+    const isOwn = last !== shared && !isHeld;
+    return isOwn ? last : Buffer.allocUnsafeSlow(BUFFER_BYTES);
   }
 }
 

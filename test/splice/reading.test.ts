@@ -11,7 +11,7 @@ import type { Socket } from 'node:net';
 import { TLSSocket } from 'node:tls';
 import { setImmediate as turn } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { readInto, type ByteTaker } from '../../src/splice/reading.ts';
+import { letGo, readInto, type ByteTaker } from '../../src/splice/reading.ts';
 import { splice } from '../../src/splice/splice.ts';
 import {
   closed,
@@ -249,6 +249,80 @@ describe('readInto', () => {
     const buffers = new Set(large.map((chunk) => chunk.buffer));
     expect(large.length).toBeGreaterThan(8);
     expect(buffers.size).toBeLessThan(large.length / 2);
+    reader.destroy();
+  });
+
+  test('reads small chunks into one small buffer without a copy, and leaves it to who holds on to it', async () => {
+    const { accepted, connected } = await pairs.plain();
+    const keeper = new Keeper();
+    keeper.holds = false;
+    const reader = readInto(accepted, keeper);
+    const pattern = new Pattern(7);
+    const send = async (chunks: number) => {
+      for (let left = chunks; left > 0; left--) {
+        const taken = keeper.chunks.length;
+        connected.write(pattern.next(100));
+        await until(() => keeper.chunks.length > taken);
+      }
+      return keeper.chunks.slice(-chunks);
+    };
+
+    // The first two say that more like them will come.
+    await send(2);
+    const free = await send(20);
+    expect(new Set(free.map((chunk) => chunk.buffer)).size).toBe(1);
+    expect(free[0]?.buffer.byteLength).toBe(2 * KIB);
+
+    keeper.holds = true;
+    keeper.chunks.length = 0;
+    const expected = new Pattern(7);
+    expected.at = pattern.at;
+    await send(20);
+    expect(keeper.chunks[0]?.buffer).toBe(free[0]?.buffer);
+    expect(expected.firstStranger(keeper.bytes)).toBe(-1);
+    reader.destroy();
+  });
+
+  test("never shows the next taker's bytes to the last one, who has not written all of its own yet", async () => {
+    const { accepted, connected } = await pairs.plain();
+    const [last, next] = [new Keeper(), new Keeper()] as const;
+    last.holds = false;
+    next.holds = false;
+    const reader = readInto(accepted, last);
+    const send = async (keeper: Keeper, byte: string) => {
+      const taken = keeper.chunks.length;
+      connected.write(Buffer.alloc(100, byte));
+      await until(() => keeper.chunks.length > taken);
+    };
+    for (let again = 0; again < 3; again++) await send(last, 'a');
+    last.holds = true;
+    await send(last, 'a');
+    const held = last.chunks.at(-1) as Buffer;
+    expect(held.buffer.byteLength).toBe(2 * KIB);
+
+    letGo(reader);
+    expect(readInto(reader, next)).toBe(reader);
+    for (let again = 0; again < 5; again++) await send(next, 'b');
+
+    expect(String(held)).toBe('a'.repeat(100));
+    reader.destroy();
+  });
+
+  test('reads what is a little larger than the small buffer in one piece', async () => {
+    const { accepted, connected } = await pairs.plain();
+    const keeper = new Keeper();
+    keeper.holds = false;
+    const reader = readInto(accepted, keeper);
+    const send = async (bytes: number) => {
+      keeper.chunks.length = 0;
+      connected.write(Buffer.alloc(bytes));
+      await until(() => keeper.bytes.length === bytes);
+      return keeper.chunks.length;
+    };
+
+    for (let again = 0; again < 4; again++) await send(100);
+    expect(await send(2_500)).toBe(2);
+    for (let again = 0; again < 4; again++) expect(await send(2_500)).toBe(1);
     reader.destroy();
   });
 
