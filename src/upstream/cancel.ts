@@ -6,6 +6,7 @@
  * https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-CANCELING-REQUESTS
  */
 import { randomBytes, randomInt, timingSafeEqual } from 'node:crypto';
+import type { Duplex } from 'node:stream';
 import type { UpstreamConfig } from '../config.ts';
 import { encodeCancelRequest } from '../wire/startup.ts';
 import { dial } from './dial.ts';
@@ -27,8 +28,11 @@ export interface CancelKey {
 export interface Cancels {
   /** A fresh key for a session, with a secret of as many bytes as the protocol's minor version has. */
   register(target: CancelTarget, minor: number): CancelKey;
-  /** Makes a key worthless; resolves when no cancel that it allowed is under way any more. */
-  revoke(key: CancelKey): Promise<void>;
+  /**
+   * Makes a key worthless; resolves when we wait for no cancel any more that it allowed, with whether PostgreSQL has taken
+   * all of them. If not, one may still hit whatever its backend does next.
+   */
+  revoke(key: CancelKey): Promise<boolean>;
   /**
    * Forwards a client's CancelRequest, and resolves when PostgreSQL has taken it: clients may start
    * their next query then. A key that matches nothing resolves at once; nobody is ever told.
@@ -54,6 +58,8 @@ interface Entry {
   readonly secretKey: Buffer;
   readonly target: CancelTarget;
   readonly line: Line;
+  /** Whether PostgreSQL has taken every cancel so far. */
+  allTaken: boolean;
 }
 
 /** An empty registry; `worker` is the number of this process among several, from 1. */
@@ -72,19 +78,21 @@ export function createCancels(worker?: number): Cancels {
       do processId = randomProcessId(worker);
       while (entries.has(processId));
       const secretKey = randomBytes(minor >= 2 ? SECRET_BYTES.v32 : SECRET_BYTES.v30);
-      entries.set(processId, { secretKey, target, line: new Line() });
+      entries.set(processId, { secretKey, target, line: new Line(), allTaken: true });
       return { processId, secretKey };
     },
     async revoke(key) {
       const entry = find(key);
       entries.delete(key.processId);
       await entry?.line.inFlight;
+      return entry?.allTaken ?? true;
     },
     async forward(key) {
       const entry = find(key);
       if (entry === undefined) return;
       await entry.line.join(async () => {
-        if (entries.get(key.processId) === entry) await cancelQuery(entry.target);
+        if (entries.get(key.processId) !== entry) return;
+        if (!(await cancelQuery(entry.target))) entry.allTaken = false;
       });
     },
   };
@@ -122,18 +130,29 @@ export class Line {
   }
 }
 
-/** Cancels what the backend is running; resolves when PostgreSQL has closed the request's connection, or after ten seconds. Never throws. */
-export async function cancelQuery({ upstream, processId, secretKey }: CancelTarget): Promise<void> {
+/**
+ * Cancels what the backend is running; resolves when PostgreSQL has closed the request's connection, or after ten seconds,
+ * with whether it is certain that no cancel is on its way any more. Never throws.
+ */
+export async function cancelQuery({
+  upstream,
+  processId,
+  secretKey,
+}: CancelTarget): Promise<boolean> {
   const signal = AbortSignal.timeout(CANCEL_TIMEOUT_MS);
+  let stream: Duplex;
   try {
-    const stream = await dial(upstream, signal);
-    stream.end(encodeCancelRequest(processId, secretKey));
-    stream.resume();
-    await new Promise<void>((resolve) => {
-      stream.once('close', () => resolve());
-      signal.addEventListener('abort', () => stream.destroy(), { once: true });
-    });
+    stream = await dial(upstream, signal);
   } catch {
-    // There is nobody to tell: a CancelRequest has no answer.
+    // There is nobody to tell: a CancelRequest has no answer. Nothing was sent.
+    return true;
   }
+  const closed = new Promise<boolean>((resolve) => {
+    if (stream.destroyed) resolve(false);
+    stream.once('close', () => resolve(stream.readableEnded));
+    signal.addEventListener('abort', () => stream.destroy(), { once: true });
+  });
+  stream.end(encodeCancelRequest(processId, secretKey));
+  stream.resume();
+  return closed;
 }

@@ -22,8 +22,8 @@ export interface Departure {
   readonly idle: boolean;
   /** The server has told the client of a setting meanwhile. */
   readonly reported: boolean;
-  /** Resolves when no cancel of this client's is on its way any more: one that comes late must hit nobody else. */
-  readonly cancelled: Promise<unknown>;
+  /** Whether no cancel of this client's is on its way any more, once that is known: one that comes late must hit nobody else. */
+  readonly cancelled: Promise<boolean>;
 }
 
 /** For whom a session may be kept. */
@@ -45,15 +45,16 @@ export async function keep(
   // Only its own user waits for it: a stranger must not be kept waiting by what another one has left to be cleared away.
   if (!forAnybody) slot.expect(key);
   try {
-    await cancelled;
-    if (forAnybody) {
-      session.identity = undefined;
-      await control.unbind(session.backend);
-    }
-    await reset(session, role, reported);
-    if (isSilent(session)) {
-      shelve({ slot, session }, slots, key);
-      return true;
+    if (await cancelled) {
+      if (forAnybody) {
+        session.identity = undefined;
+        await control.unbind(session.backend);
+      }
+      await reset(session, role, reported);
+      if (isSilent(session)) {
+        shelve({ slot, session }, slots, key);
+        return true;
+      }
     }
   } catch {
     // It is closed instead, and whoever comes next gets another.

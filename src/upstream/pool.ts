@@ -104,7 +104,7 @@ const UNFINISHED: Departure = {
   busy: false,
   idle: false,
   reported: false,
-  cancelled: Promise.resolve(),
+  cancelled: Promise.resolve(true),
 };
 
 /**

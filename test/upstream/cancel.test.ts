@@ -4,6 +4,7 @@
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { cancelQuery, createCancels, type CancelKey } from '../../src/upstream/cancel.ts';
 import { readStartupPacket } from '../../src/wire/startup.ts';
+import { readExactly } from '../../src/wire/read.ts';
 import * as fake from '../support/fake-postgres.ts';
 import { nothingLeaked, openResources } from '../support/sockets.ts';
 import { until } from '../support/stack.ts';
@@ -171,13 +172,16 @@ describe('cancelQuery', () => {
     const { server, target } = await startTarget();
     await server[Symbol.asyncDispose]();
 
-    await expect(cancelQuery(target)).resolves.toBeUndefined();
+    await expect(cancelQuery(target)).resolves.toBe(true);
   });
 
-  test('survives a reset', async () => {
-    const server = await fake.startFakePostgres([fake.reset]);
+  test('survives a reset, after which nobody knows whether it was taken', async () => {
+    const request: fake.Step = async ({ stream, signal }) =>
+      void (await readExactly(stream, 16, signal));
+    const server = await fake.startFakePostgres([request, fake.reset]);
 
-    await cancelQuery({ upstream: fake.upstreamAt(server.port), processId: 1, secretKey: SECRET });
+    const upstream = fake.upstreamAt(server.port);
+    expect(await cancelQuery({ upstream, processId: 1, secretKey: SECRET })).toBe(false);
 
     await server[Symbol.asyncDispose]();
   });

@@ -18,7 +18,7 @@ import { SECRET, until } from '../support/stack.ts';
 
 const SLOTS = 6;
 const never = new AbortController().signal;
-const unfinished = { busy: false, idle: false, reported: false, cancelled: Promise.resolve() };
+const unfinished = { busy: false, idle: false, reported: false, cancelled: Promise.resolve(true) };
 
 let postgres: Awaited<ReturnType<typeof startTestPostgres>>;
 let folder: string;
@@ -179,6 +179,16 @@ describe('slots whose password is refused', () => {
 
 describe('release', () => {
   afterEach(() => setUp());
+
+  test('keeps a session that was left idle, but not while a cancel may still be on its way to it', async () => {
+    const idle = { busy: false, idle: true, reported: false };
+    await (await acquire()).release({ ...idle, cancelled: Promise.resolve(true) });
+    expect(booked()).toMatchObject({ idle: 1, busy: 0 });
+
+    await (await acquire()).release({ ...idle, cancelled: Promise.resolve(false) });
+
+    expect(booked()).toMatchObject({ idle: 0, busy: 0 });
+  });
 
   test('counts a backend as alive as long as PostgreSQL refuses to say', async () => {
     const lease = await acquire();
