@@ -221,6 +221,7 @@ class RunningSplice {
   }
 
   #onClientClose(): void {
+    if (this.#ended) return;
     if (this.#clientEnded) this.#end('client', undefined);
     else this.#end('client', new ProxyError('client_lost'));
   }
