@@ -14,7 +14,7 @@ import { MEASURES, rehearse } from './measures.mjs';
 import { plot } from './plot.mjs';
 import { countBackends, preparePostgres, writeCopyFile } from './postgres.mjs';
 import { COLUMNS, figureTable, ratioTable, summarize, targetTable } from './report.mjs';
-import { CROWD, IDLE_SECONDS, SILENT } from './sizes.mjs';
+import { CROWD, IDLE_SECONDS, REST_SECONDS, SILENT } from './sizes.mjs';
 import { openStage, residentMiB } from './stage.mjs';
 import { startTargets, version } from './targets.mjs';
 
@@ -33,7 +33,7 @@ const USAGE = `usage: npm run bench -- [--quick] [--rounds N] [--seconds N] [--m
 `;
 
 /** What a quick run has less of. */
-const QUICK = { columns: ['direct', 'pgjot', 'pgbouncer'], crowd: 200, silent: 1_000 };
+const QUICK = { columns: ['direct', 'pgjot', 'pgbouncer'], crowd: 200, silent: 1_000, rest: 5 };
 /** How long sessions may take to be gone that a crowd has left behind, and how many may stay. */
 const SETTLE_MS = IDLE_SECONDS * 1_000 + 30_000;
 const SETTLED_BACKENDS = 100;
@@ -181,6 +181,7 @@ function readOptions() {
     columns: quick ? QUICK.columns : Object.keys(COLUMNS),
     crowd: quick ? QUICK.crowd : CROWD,
     silent: quick ? QUICK.silent : SILENT,
+    restSeconds: quick ? QUICK.rest : REST_SECONDS,
     measures: MEASURES.filter(({ id, thorough, onRequest }) =>
       only === undefined ? onRequest !== true && !(quick && thorough) : only.includes(id),
     ),

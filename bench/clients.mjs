@@ -15,6 +15,7 @@ import { cpuSeconds } from './stage.mjs';
  * @property {string} copyFile What COPY in reads.
  * @property {number} crowd Clients of the largest measurements with real backends.
  * @property {number} silent Sessions of the measurement of memory.
+ * @property {number} restSeconds How long they may take to come to rest; the lowest figure of that time counts.
  *
  * @typedef {Record<string, number>} Sample
  *

@@ -119,7 +119,7 @@ export const MEASURES = [
     id: `paced-${clients}`,
     applies: few,
     crowded: clients > 100,
-    thorough: clients === 100,
+    thorough: true,
     sample: (/** @type {Scene} */ scene, /** @type {Target} */ target) =>
       paced(scene, target, Math.min(clients, scene.crowd)),
   })),

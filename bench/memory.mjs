@@ -14,8 +14,6 @@ import { WireClient } from './wire.mjs';
 
 const FIRST = 100;
 const AT_ONCE = 32;
-/** Time to come to rest, of which the lowest figure counts. */
-const REST_SECONDS = 15;
 
 /**
  * @param {import('./clients.mjs').Scene} scene
@@ -23,7 +21,7 @@ const REST_SECONDS = 15;
  * @param {{ tls?: boolean }} [way]
  * @returns {Promise<import('./clients.mjs').Sample>}
  */
-export async function silence({ stage, postgres, silent }, like, { tls = false } = {}) {
+export async function silence({ stage, postgres, silent, restSeconds }, like, { tls = false } = {}) {
   const port = await freePort();
   const script = fileURLToPath(new URL('./silent-postgres.mjs', import.meta.url));
   const server = await stage.serve(process.execPath, [script, String(port)], {
@@ -69,7 +67,7 @@ export async function silence({ stage, postgres, silent }, like, { tls = false }
     const before = residentMiB(proxy.pid).now;
     await fill(silent);
     let after = Infinity;
-    for (let second = 0; second < REST_SECONDS; second += 1) {
+    for (let second = 0; second < restSeconds; second += 1) {
       await delay(1_000);
       after = Math.min(after, residentMiB(proxy.pid).now);
     }

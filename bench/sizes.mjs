@@ -10,6 +10,8 @@ export const CROWD = 1_000;
 export const OFFERED_PER_SECOND = 1_000;
 /** Sessions that say nothing. */
 export const SILENT = 5_000;
+/** How long they may take to come to rest. */
+export const REST_SECONDS = 15;
 /** How long pools keep a session that nobody uses: short, so that one measurement leaves nothing to the next. */
 export const IDLE_SECONDS = 5;
 /** Bytes of a row in the two shapes of COPY. */
