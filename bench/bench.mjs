@@ -33,7 +33,7 @@ const USAGE = `usage: npm run bench -- [--quick] [--rounds N] [--seconds N] [--m
 `;
 
 /** What a quick run has less of. */
-const QUICK = { columns: ['direct', 'pgjot', 'pgbouncer'], crowd: 200, silent: 1_000, rest: 5 };
+const QUICK = { columns: ['direct', 'pgjot', 'pgbouncer'], crowd: 200 };
 /** How long sessions may take to be gone that a crowd has left behind, and how many may stay. */
 const SETTLE_MS = IDLE_SECONDS * 1_000 + 30_000;
 const SETTLED_BACKENDS = 100;
@@ -180,8 +180,8 @@ function readOptions() {
     megabytes: number(values.megabytes, quick ? 100 : 400),
     columns: quick ? QUICK.columns : Object.keys(COLUMNS),
     crowd: quick ? QUICK.crowd : CROWD,
-    silent: quick ? QUICK.silent : SILENT,
-    restSeconds: quick ? QUICK.rest : REST_SECONDS,
+    silent: SILENT,
+    restSeconds: REST_SECONDS,
     measures: MEASURES.filter(({ id, thorough, onRequest }) =>
       only === undefined ? onRequest !== true && !(quick && thorough) : only.includes(id),
     ),

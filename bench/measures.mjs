@@ -129,6 +129,7 @@ export const MEASURES = [
     id: 'silent',
     applies: (target) => loggedIn(target) && target.proxy !== undefined,
     once: true,
+    thorough: true,
     sample: silence,
   },
   {

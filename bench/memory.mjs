@@ -21,7 +21,11 @@ const AT_ONCE = 32;
  * @param {{ tls?: boolean }} [way]
  * @returns {Promise<import('./clients.mjs').Sample>}
  */
-export async function silence({ stage, postgres, silent, restSeconds }, like, { tls = false } = {}) {
+export async function silence(
+  { stage, postgres, silent, restSeconds },
+  like,
+  { tls = false } = {},
+) {
   const port = await freePort();
   const script = fileURLToPath(new URL('./silent-postgres.mjs', import.meta.url));
   const server = await stage.serve(process.execPath, [script, String(port)], {
