@@ -1,9 +1,8 @@
 /**
  * Which worker gets the next client: the one that serves fewest of those that have taken over their last.
  *
- * node:cluster's own way (round robin) loses the socket that is on its way to a worker that dies: nobody closes it, and
- * its client waits for ever. Node closes what `send(message, socket)` could not deliver, and one at a time tells, too,
- * that a worker is too busy to have more.
+ * Not node:cluster's own round robin: a socket that is on its way to a worker when that dies is closed by nobody there, and
+ * its client waits for ever. One at a time is on its way to each, which tells, too, that a worker is too busy to have more.
  */
 import type { Socket } from 'node:net';
 

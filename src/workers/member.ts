@@ -32,9 +32,13 @@ export interface MemberListener {
   onReturned(member: Member, count: number, round: number | undefined): void;
   /** Forwards a cancel request to the worker whose key it has. */
   onCancel(order: CancelOrder): Promise<void>;
+  /** This client could not be sent to the worker, which is ended therefore. */
+  onUndelivered(client: Socket): void;
   onGone(member: Member, departure: Departure): void;
 }
 
+// A worker whose descriptors are used up does not even learn that a client was sent.
+const TAKE_MS = 5_000;
 // A stream of its own for each worker, with Buffers and `undefined` as they are.
 const SERIALIZATION = 'advanced';
 
@@ -54,7 +58,9 @@ export class Member implements Taker {
   #onFailed: (error: Error) => void = () => {};
   #open = 0;
   #sent = 0;
-  #taken = 0;
+  #isDeaf = false;
+  /** The client on its way: its socket stays open here until the worker has it, for Node would leave it to nobody. */
+  #onItsWay: { readonly client: Socket; readonly timer: NodeJS.Timeout } | undefined;
 
   /** Forks a worker; `start` says how it is to start, when it asks. */
   constructor(number: number, start: () => Omit<Start, 'kind'>, listener: MemberListener) {
@@ -75,6 +81,7 @@ export class Member implements Taker {
     this.gone = new Promise((resolve) => {
       this.#worker.once('exit', (code: number | null, signal: string | null) => {
         this.#questions.close();
+        this.#letGo();
         this.#onFailed(
           new Error(`worker ${this.number} has ended (${signal ?? `status ${code}`})`),
         );
@@ -85,22 +92,35 @@ export class Member implements Taker {
   }
 
   get open(): number {
-    return this.#open + this.#sent - this.#taken;
+    return this.#open + (this.#onItsWay === undefined ? 0 : 1);
   }
 
   get free(): boolean {
-    return this.#sent === this.#taken;
+    return this.#onItsWay === undefined && !this.#isDeaf && this.#worker.isConnected();
   }
 
   take(client: Socket): void {
-    this.#sent++;
-    this.tell({ kind: 'client' }, client);
+    const id = ++this.#sent;
+    const onLost = () => {
+      this.#letGo();
+      this.#listener.onLoad(this);
+    };
+    this.#onItsWay = { client, timer: setTimeout(onLost, TAKE_MS) };
+    this.#worker.process.send({ kind: 'client', id }, client, { keepOpen: true }, (error) => {
+      if (error === null) return;
+      // A worker that nothing can be sent to is gone, or as good as that; another can have the client.
+      this.#isDeaf = true;
+      clearTimeout(this.#onItsWay?.timer);
+      this.#onItsWay = undefined;
+      this.#listener.onUndelivered(client);
+      void this.kill();
+    });
   }
 
   /** Says something; to a worker that is gone or that has not started, in vain. */
-  tell(message: ToWorker, client?: Socket): void {
+  tell(message: ToWorker): void {
     // Its end is heard of by `exit`; without a callback an error here would end the primary.
-    this.#worker.process.send(message, client, undefined, () => {});
+    this.#worker.process.send(message, undefined, undefined, () => {});
   }
 
   /**
@@ -123,6 +143,14 @@ export class Member implements Taker {
     await this.gone;
   }
 
+  /** The worker has the client, or nobody will. */
+  #letGo(): void {
+    clearTimeout(this.#onItsWay?.timer);
+    // Closes this descriptor of it; the worker's is its own.
+    this.#onItsWay?.client.destroy();
+    this.#onItsWay = undefined;
+  }
+
   #hear(sent: unknown): void {
     const message = toPrimary(sent);
     switch (message.kind) {
@@ -135,7 +163,7 @@ export class Member implements Taker {
         return this.#onFailed(errorOf(message.failure));
       case 'load':
         this.#open = message.open;
-        this.#taken = message.taken;
+        if (message.taken === this.#sent) this.#letGo();
         return this.#listener.onLoad(this);
       case 'want':
         return this.#listener.onWant(this);

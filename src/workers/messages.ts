@@ -26,14 +26,14 @@ export interface Start {
 /** From the primary to a worker. A `client` comes with its socket; `permits` answers one `want`, with 0 when the house is full. */
 export type ToWorker =
   | Start
-  | { readonly kind: 'client' }
+  | { readonly kind: 'client'; readonly id: number }
   | { readonly kind: 'permits'; readonly count: number }
   | { readonly kind: 'recall'; readonly round: number }
   | { readonly kind: 'end'; readonly how: 'drain' | 'close' }
   | Ask<Order>
   | Answer;
 
-/** From a worker to the primary. It hears nothing before it says `hello`. `load` tells how many clients it has taken over since its start, and how many it has now. */
+/** From a worker to the primary. It hears nothing before it says `hello`. `load` tells which client it has taken over last, and how many it has. */
 export type ToPrimary =
   | { readonly kind: 'hello' }
   | { readonly kind: 'ready' }

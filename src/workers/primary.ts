@@ -80,6 +80,7 @@ export function createWorkers(
     {
       onReady: (member) => dispatch.add(member),
       onLoad: () => dispatch.onFree(),
+      onUndelivered: (client) => dispatch.onArrival(client),
       onWant: (member) => permits.onWant(member),
       onReturned: (member, count, round) => permits.onReturned(member, count, round),
       async onCancel(order) {

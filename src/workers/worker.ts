@@ -47,7 +47,7 @@ function hear(sent: unknown, client: Socket | undefined): void {
     case 'start':
       return void start(message);
     case 'client':
-      return take(client);
+      return take(message.id, client);
     case 'permits':
       return purse.onPermits(message.count);
     case 'recall':
@@ -94,8 +94,8 @@ async function start({ worker, workers, config, revocations, address }: Start): 
 }
 
 /** Takes a client over; none comes with the message when it has left on its way. */
-function take(client: Socket | undefined): void {
-  taken++;
+function take(id: number, client: Socket | undefined): void {
+  taken = id;
   if (client !== undefined) {
     open++;
     // As the listener of a single process has them. Keepalive and the like stay with the socket.

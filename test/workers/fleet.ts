@@ -73,7 +73,7 @@ export async function startGround(slots: number): Promise<Ground> {
 export function configOf(
   ground: Ground,
   settings: Partial<ConfigInput> = {},
-  spares = 4,
+  pool: ConfigInput['upstreams'][string]['pool'] = {},
 ): ConfigInput {
   return {
     listen: { port: 0 },
@@ -85,7 +85,7 @@ export function configOf(
         database: 'app',
         secret: { env: 'PGJOT_MAIN_SECRET' },
         roles: { authenticated: { slots: ground.slots } },
-        pool: { spares },
+        pool,
       },
     },
     ...settings,
@@ -95,12 +95,16 @@ export function configOf(
 /** Starts a fleet, and waits until it listens. */
 export async function startFleet(
   ground: Ground,
-  options: { workers: number; spares?: number; settings?: Partial<ConfigInput> },
+  options: {
+    workers: number;
+    pool?: Parameters<typeof configOf>[2];
+    settings?: Partial<ConfigInput>;
+  },
 ): Promise<Fleet> {
-  const { workers, spares, settings = {} } = options;
+  const { workers, pool, settings = {} } = options;
   const folder = await mkdtemp(join(tmpdir(), 'pgjot-fleet-'));
   const configure = (changed: Partial<ConfigInput>) =>
-    writeFile(join(folder, 'proxy.config.json'), JSON.stringify(configOf(ground, changed, spares)));
+    writeFile(join(folder, 'proxy.config.json'), JSON.stringify(configOf(ground, changed, pool)));
   await configure(settings);
   const primary = startCli(['start', '--workers', String(workers)], {
     cwd: folder,
@@ -113,7 +117,7 @@ export async function startFleet(
   });
   const logged: Fleet['logged'] = (matches, from = 0) => until(() => log.slice(from).find(matches));
   const listening = await Promise.race([
-    logged(({ event }) => event === 'listening'),
+    until(() => log.find(({ event }) => event === 'listening'), 30_000),
     exitOf(primary).then((status) => {
       throw new Error(`ended with ${status}: ${noise.join('\n')}`);
     }),

@@ -6,7 +6,7 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { connect, createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { SSL_REQUEST } from '../e2e/parity/bytes.ts';
 import { RawClient } from '../e2e/raw-client.ts';
 import { exitOf, runCli, runShell } from '../support/cli.ts';
@@ -15,6 +15,9 @@ import { SECRET, until } from '../support/stack.ts';
 import { configOf, isAlive, startFleet, startGround, type Ground } from './fleet.ts';
 
 const SLOTS = 24;
+
+// Each test starts and ends several processes, beside those of other tests.
+vi.setConfig({ testTimeout: 60_000 });
 
 let ground: Ground;
 
@@ -76,7 +79,7 @@ describe('several workers', () => {
   });
 
   it('leave the others alone when one is killed, which is soon back with its slots', async () => {
-    await using fleet = await startFleet(ground, { workers: 3, spares: 0 });
+    await using fleet = await startFleet(ground, { workers: 3, pool: { spares: 0 } });
     const clients = await fleet.fill(SLOTS);
     const ofSecond = clients.filter(({ key }) => key.processId >>> 24 === 2);
     const others = clients.filter((client) => !ofSecond.includes(client));
@@ -102,6 +105,36 @@ describe('several workers', () => {
       others.map(() => undefined),
     );
     for (const client of [...others, ...newcomers]) client.destroy();
+  });
+
+  it('hang up on nobody who arrives while one dies and is replaced', async () => {
+    await using fleet = await startFleet(ground, { workers: 2 });
+    const outcomes: string[] = [];
+    let longestMs = 0;
+    const progress = { over: false };
+    const arriving = Array.from({ length: 8 }, async () => {
+      while (!progress.over) {
+        const began = performance.now();
+        const one = await codeOf(fleet.login());
+        longestMs = Math.max(longestMs, performance.now() - began);
+        outcomes.push(typeof one === 'string' ? one : 'in');
+        if (one instanceof RawClient) one.destroy();
+      }
+    });
+
+    for (let round = 0; round < 3; round++) {
+      const lines = fleet.log.length;
+      process.kill(fleet.workers().get(1 + (round % 2)) as number, 'SIGKILL');
+      await fleet.logged(({ event }) => event === 'worker_started', lines);
+    }
+    progress.over = true;
+    await Promise.all(arriving);
+
+    // Those in the middle of their login have lost their worker, and heard so.
+    const lost = outcomes.filter((one) => one !== 'in');
+    expect(outcomes.length).toBeGreaterThan(50);
+    expect(lost.length).toBeLessThanOrEqual(3 * 8);
+    expect(longestMs).toBeLessThan(10_000);
   });
 
   it('end with their primary, within two seconds, and leave the port free', async () => {
@@ -163,7 +196,7 @@ describe('limits.maxClients', () => {
         return count('session_end') === count('login', 'accepted');
       });
     }
-  }, 60_000);
+  });
 
   it('does not count the clients of a worker that has died', async () => {
     await using fleet = await startFleet(ground, {
