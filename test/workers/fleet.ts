@@ -27,6 +27,8 @@ export interface Fleet extends AsyncDisposable {
   readonly host: string;
   readonly port: number;
   readonly primary: ChildProcess;
+  /** How long it took until it listened. */
+  readonly startedInMs: number;
   /** Lines of its log, parsed. */
   readonly log: Record<string, unknown>[];
   /** What it has printed that is no log line. */
@@ -106,6 +108,7 @@ export async function startFleet(
   const configure = (changed: Partial<ConfigInput>) =>
     writeFile(join(folder, 'proxy.config.json'), JSON.stringify(configOf(ground, changed, pool)));
   await configure(settings);
+  const startedAt = performance.now();
   const primary = startCli(['start', '--workers', String(workers)], {
     cwd: folder,
     env: { PGJOT_MAIN_SECRET: SECRET },
@@ -125,6 +128,7 @@ export async function startFleet(
     primary.kill('SIGKILL');
     throw error;
   });
+  const startedInMs = performance.now() - startedAt;
   const { host, port } = listening as { host: string; port: number };
   const token: Fleet['token'] = (sub, claims = {}) => ground.issuer.mint({ sub, ...claims });
   const login = (sub = 'alice') => RawClient.login({ host, port, database: 'app' }, token(sub));
@@ -132,6 +136,7 @@ export async function startFleet(
     host,
     port,
     primary,
+    startedInMs,
     log,
     noise,
     workers: () => childrenOf(primary.pid as number),

@@ -93,8 +93,8 @@ describe('several workers', () => {
     await Promise.all(ofSecond.map((client) => client.end()));
     const newcomers = await fleet.fill(ofSecond.length, 'bob');
 
-    // 400 ms on a quiet machine; other tests have this one too.
-    expect(backAfterMs).toBeLessThan(2_000);
+    // A second, or as long as the whole took to start where other tests are in the way.
+    expect(backAfterMs).toBeLessThan(Math.max(1_000, fleet.startedInMs));
     expect(fleet.log.filter(({ event }) => event === 'worker_lost')).toMatchObject([
       { level: 50, worker: 2, code: null, signal: 'SIGKILL', restartInMs: 50 },
     ]);
