@@ -132,9 +132,9 @@ export class RolePool {
     this.#slots.evict(({ keptUntil, oldAt }) => Math.min(keptUntil, oldAt) < now);
   }
 
-  /** Has the longest idle session closed. Whether there was one. */
-  closeIdle(): boolean {
-    return this.#slots.evict(() => true, 1) > 0;
+  /** Has the longest idle session closed; `onClosed` is called when it is gone. Whether there was one. */
+  closeIdle(onClosed: () => void): boolean {
+    return this.#slots.evict(() => true, 1, onClosed) > 0;
   }
 
   /** Gives up to so many slots of idle sessions to other proxies. */

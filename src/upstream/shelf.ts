@@ -68,3 +68,30 @@ export class Shelf<Session> implements Iterable<[slot: string, shelved: Shelved<
     return [...this.#bySlot.values()].filter(({ session, key }) => matches(session, key)).length;
   }
 }
+
+/** How many sessions will probably be there in a moment, by key. */
+export class Tally {
+  readonly #counts: Map<string, number>;
+
+  /** Begins with what another one has. */
+  constructor(from?: Tally) {
+    this.#counts = new Map(from === undefined ? [] : from.#counts);
+  }
+
+  has(key: string): boolean {
+    return this.#counts.has(key);
+  }
+
+  add(key: string, change: number): void {
+    const count = (this.#counts.get(key) ?? 0) + change;
+    if (count === 0) this.#counts.delete(key);
+    else this.#counts.set(key, count);
+  }
+
+  /** Takes one off the first of these keys that has any. Whether there was one. */
+  takeOne(keys: readonly string[]): boolean {
+    const key = keys.find((one) => this.#counts.has(one));
+    if (key !== undefined) this.add(key, -1);
+    return key !== undefined;
+  }
+}

@@ -14,7 +14,7 @@
  *                                                 └──────────────────────▶ quarantined ──(a while, or mended)──▶ vacant
  */
 import { ProxyError } from '../errors.ts';
-import { Shelf, type Matcher, type Shelved } from './shelf.ts';
+import { Shelf, Tally, type Matcher, type Shelved } from './shelf.ts';
 import { Waiters } from './waiters.ts';
 
 /** The part of the control connection that slots need. */
@@ -69,8 +69,8 @@ export interface SlotOptions<Session> {
 export interface House {
   /** Whether there may be one more. */
   hasRoom(): boolean;
-  /** Has an idle session of some role closed. Whether one is being closed now. */
-  makeRoom(): boolean;
+  /** Has an idle session of some role closed; `onMade` is called when it is gone. Whether there was one. */
+  makeRoom(onMade: () => void): boolean;
   /** There is one less. */
   onRoom(): void;
 }
@@ -99,8 +99,8 @@ const GENEROUS_MS = 2_000;
 /** What one use of a slot began with. */
 type Use<Session> = Partial<Shelved<Session>> & {
   readonly leasedIn: Shelved<Session>['leasedIn'];
-  /** Whether somebody who waits is promised the slot. */
-  readonly promised?: boolean;
+  /** Called when it ends. */
+  readonly onEnd?: () => void;
 };
 
 /** The book of one role's slots. */
@@ -113,7 +113,7 @@ export class Slots<Session> {
   readonly #waiters: Waiters<Slot<Session>>;
   readonly #busy = new Set<string>();
   /** How many busy ones will probably come back under a key. */
-  readonly #expected = new Map<string, number>();
+  readonly #expected = new Tally();
   /** Sessions that are being closed because somebody who waits needs their slots. */
   #promised = 0;
   /** Bumped when the leases are lost: what was leased before must not come back as free. */
@@ -159,13 +159,13 @@ export class Slots<Session> {
   }
 
   /** Has the kept sessions closed that match, the longest idle first, and at most so many. Returns how many these are. */
-  evict(matches: Matcher<Session>, most = Infinity): number {
+  evict(matches: Matcher<Session>, most = Infinity, onEnd = nothing): number {
     let evicted = 0;
     for (const [name, { session, key }] of this.#idle) {
       if (evicted >= most) break;
       if (!matches(session, key)) continue;
       evicted++;
-      this.#options.close(this.#take(name));
+      this.#options.close(this.#take(name, onEnd));
     }
     return evicted;
   }
@@ -213,11 +213,11 @@ export class Slots<Session> {
   /** Hands out what there is to those who wait, in their order, and sees to it that there will be more. */
   serve(): void {
     let promised = this.#promised;
-    const expected = new Map(this.#expected);
+    const expected = new Tally(this.#expected);
     for (const waiter of this.#waiters) {
       const { request } = waiter;
       const kept = this.#kept(request);
-      if (kept === undefined && isExpected(expected, request)) continue;
+      if (kept === undefined && expected.takeOne(request.keys)) continue;
       const slot = kept ?? this.#fresh();
       if (slot !== undefined) waiter.resolve(slot);
       else if (promised-- > 0) continue;
@@ -250,25 +250,36 @@ export class Slots<Session> {
     }
     for (const [name, { key }] of this.#idle) {
       if (key === spare) continue;
-      this.#promised++;
-      this.#options.close(this.#take(name, true));
+      this.#options.close(this.#take(name, this.#promise()));
       return true;
     }
-    return spare === undefined && this.#options.house.makeRoom();
+    // Other roles' sessions are in the way only where room is all that is missing.
+    const { house, maxConnections } = this.#options;
+    if (spare !== undefined || house.hasRoom() || this.connections >= maxConnections) return false;
+    const broken = this.#promise();
+    const made = house.makeRoom(broken);
+    if (!made) broken();
+    return made;
+  }
+
+  /** Whoever waits is promised what comes free when the function that this returns is called. */
+  #promise(): () => void {
+    this.#promised++;
+    return () => this.#promised--;
   }
 
   /** Takes an idle session out of the book, for its next user or to be closed. */
-  #take(name: string, promised = false): Slot<Session> {
+  #take(name: string, onEnd = nothing): Slot<Session> {
     const { session, leasedIn } = this.#idle.take(name) as Shelved<Session>;
-    return this.#use(name, { session, leasedIn, promised });
+    return this.#use(name, { session, leasedIn, onEnd });
   }
 
-  #use(name: string, { session, leasedIn, promised }: Use<Session>): Slot<Session> {
+  #use(name: string, { session, leasedIn, onEnd }: Use<Session>): Slot<Session> {
     let ended = false;
     let expectedAs: string | undefined;
     const expect = (key: string | undefined) => {
-      if (expectedAs !== undefined) add(this.#expected, expectedAs, -1);
-      if (key !== undefined) add(this.#expected, key, 1);
+      if (expectedAs !== undefined) this.#expected.add(expectedAs, -1);
+      if (key !== undefined) this.#expected.add(key, 1);
       expectedAs = key;
     };
     const end = (then: () => void) => {
@@ -276,7 +287,7 @@ export class Slots<Session> {
       ended = true;
       this.#busy.delete(name);
       expect(undefined);
-      if (promised === true) this.#promised--;
+      onEnd?.();
       then();
       this.serve();
       this.#options.house.onRoom();
@@ -382,15 +393,4 @@ export class Slots<Session> {
   }
 }
 
-/** Whether a session that this one wants will probably be there in a moment; it is then promised to nobody else. */
-function isExpected(expected: Map<string, number>, { keys }: SlotRequest): boolean {
-  const key = keys.find((one) => expected.has(one));
-  if (key !== undefined) add(expected, key, -1);
-  return key !== undefined;
-}
-
-function add(counts: Map<string, number>, key: string, change: number): void {
-  const count = (counts.get(key) ?? 0) + change;
-  if (count === 0) counts.delete(key);
-  else counts.set(key, count);
-}
+const nothing = () => {};

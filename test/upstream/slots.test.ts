@@ -7,6 +7,7 @@ import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { ProxyError } from '../../src/errors.ts';
 import {
   Slots as Book,
+  type House,
   type Slot as SlotOf,
   type SlotOptions,
   type SlotSource,
@@ -15,7 +16,7 @@ import {
 /** A session, as far as the book is concerned. */
 type Session = string;
 type Slot = SlotOf<Session>;
-type Slots = Pick<Book<Session>, 'counts' | 'forget' | 'giveBack'>;
+type Slots = Pick<Book<Session>, 'counts' | 'forget' | 'giveBack' | 'serve'>;
 
 const never = new AbortController().signal;
 // Thirty waiters share it.
@@ -332,6 +333,38 @@ test('giveBack gives back what has been in quarantine for long enough, and nothi
 
   expect([...database.leased]).toEqual(['slot_2']);
   expect(slots.counts()).toMatchObject({ free: 0, quarantined: 1 });
+});
+
+describe('room for another role', () => {
+  const waits = async (house: Partial<House>, maxConnections = Infinity, names = 1) => {
+    const made: (() => void)[] = [];
+    const hasRoom = () => true;
+    const makeRoom = (onMade: () => void) => made.push(onMade) > 0;
+    const { slots, acquire } = book(names, 300, {
+      maxConnections,
+      house: { hasRoom, makeRoom, onRoom: () => {}, ...house },
+    });
+    const held = names > 0 && house.hasRoom === undefined ? await acquire(never) : undefined;
+    const late = [acquire(never), acquire(never)].map((one) =>
+      one.catch((error: unknown) => error),
+    );
+    await settle();
+    for (let again = 0; again < 5; again++) slots.serve();
+    const asked = made.length;
+    await vi.advanceTimersByTimeAsync(300);
+    await Promise.all(late);
+    held?.release();
+    return { asked, made };
+  };
+
+  test('is not made where slots are what is missing', async () => {
+    expect((await waits({})).asked).toBe(0);
+    expect((await waits({}, 1)).asked).toBe(0);
+  });
+
+  test('is made once for each who waits, however often they are served', async () => {
+    expect((await waits({ hasRoom: () => false }, Infinity, 4)).asked).toBe(2);
+  });
 });
 
 /** What the model knows: who holds which name. */
