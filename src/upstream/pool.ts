@@ -194,7 +194,7 @@ class UpstreamPool implements Pool {
       track: (task) => this.#track(task),
       house: {
         hasRoom: () => roles().reduce((sum, role) => sum + role.connections, 0) < maxConnections,
-        makeRoom: () => roles().some((role) => role.closeIdle()),
+        makeRoom: (onMade) => roles().some((role) => role.closeIdle(onMade)),
         onRoom: () => this.#eachRole((role) => role.serve()),
       },
       open: ({ identity, settings }, slot, signal) => {
@@ -253,9 +253,11 @@ class UpstreamPool implements Pool {
       cancelTarget,
       slot: slot.name,
       renew: this.#mode.renew && renew,
-      disown: () => {
+      disown: async () => {
+        // What is on the backend may be its next user's by now.
+        if (released !== undefined) return;
         disowned = true;
-        return this.#control.unbind(backend).then(nothing, nothing);
+        await this.#control.unbind(backend).catch(nothing);
       },
       release: (departure) => {
         released ??= this.#track(pool.part(entered, departure, !renewing && !disowned));

@@ -241,3 +241,28 @@ test('tells PostgreSQL how soon a vanished proxy is noticed, over TCP; a Unix so
   expect(await settings('127.0.0.1')).toContain('30 5');
   expect(await settings(folder)).toContain('0 0');
 });
+
+test('a session that its user has left is not disowned any more: it may be another one’s', async () => {
+  await pool.close();
+  pool = openPool({ pool: { ...fake.upstreamAt(1).pool, reuse: 'same-identity', spares: 0 } });
+  const left = await acquire();
+  await left.release({ ...unfinished, idle: true });
+  const again = await acquire();
+  expect(again.cancelTarget).toBe(left.cancelTarget);
+
+  await left.disown();
+
+  const { rows } = await admin.query("select claims ->> 'sub' as sub from pgjot.session");
+  expect(rows).toEqual([{ sub: 'alice' }]);
+  await again.release(unfinished);
+});
+
+test('a session of which a cancel may still be on its way is closed', async () => {
+  await pool.close();
+  pool = openPool({ pool: { ...fake.upstreamAt(1).pool, reuse: 'same-identity', spares: 0 } });
+  const left = await acquire();
+
+  await left.release({ ...unfinished, idle: true, cancelled: Promise.resolve(false) });
+
+  expect(booked()).toMatchObject({ idle: 0, busy: 0 });
+});
