@@ -7,7 +7,7 @@
  *
  * https://www.postgresql.org/docs/current/sql-discard.html
  */
-import { randomBytes } from 'node:crypto';
+import { randomBytes, randomInt } from 'node:crypto';
 import { ProxyError } from '../errors.ts';
 import { BACKEND } from '../wire/backend.ts';
 import { decodeString, encodeFrame, encodeString, readFrame } from '../wire/frame.ts';
@@ -40,9 +40,12 @@ const HAS_ACCOMPLICES =
   ` or m.member operator(pg_catalog.=) ${LOGIN} and other.oid operator(pg_catalog.=) m.roleid` +
   ' and other.rolname operator(pg_catalog.<>) current_user)';
 
+/** DISCARD ALL leaves what random() goes by, and whoever has called setseed() knows what the next user would draw. */
+const NEW_SEED = 'pg_catalog.setseed($3::pg_catalog.float8)';
+
 const whoIs = (dirty: string) =>
   'select $1::pg_catalog.text, pg_catalog.pg_backend_pid(), ' +
-  `${dirty}, ${hex('current_user::pg_catalog.text')}, ${USER_ID}, ${SETTINGS}`;
+  `${dirty}, ${hex('current_user::pg_catalog.text')}, ${USER_ID}, ${SETTINGS}, ${NEW_SEED}`;
 const WHO = whoIs(HAS_SETTINGS);
 const WHO_BEFORE_15 = whoIs(`${HAS_SETTINGS} or ${HAS_ACCOMPLICES}`);
 
@@ -62,7 +65,7 @@ export async function reset(session: Session, role: string, reported: boolean): 
     const statuses = statusesOf(connection.greeting);
     const names = reported ? [...statuses.keys()] : [];
     const who = versionOf(statuses) < 15 ? WHO_BEFORE_15 : WHO;
-    const question = encodeStatement(who, [nonce, arrayOf(names)]);
+    const question = encodeStatement(who, [nonce, arrayOf(names), seed()]);
     connection.stream.write(Buffer.concat([DISCARD_ALL, question]));
     await readDiscarded(connection, statuses, attempt.signal);
     const answer = await readAnswer(connection, attempt.signal);
@@ -146,6 +149,9 @@ function status(name: string, value: string | null | undefined): Buffer {
   }
   return encodeFrame('S', encodeString(name), encodeString(value));
 }
+
+/** From -1 to 1, with as many random bits as PostgreSQL uses. */
+const seed = () => String(randomInt(2 ** 48 - 1) / 2 ** 47 - 1);
 
 const arrayOf = (names: readonly string[]) => `{${names.join(',')}}`;
 
