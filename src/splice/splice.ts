@@ -179,6 +179,7 @@ class RunningSplice {
     const { stream } = this.#upstream;
     return (
       this.#traffic.idle &&
+      !this.#traffic.guessed &&
       !this.#traffic.terminated &&
       !this.#screen?.holding &&
       this.#unsaid === undefined &&

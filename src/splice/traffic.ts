@@ -30,6 +30,7 @@ export class Traffic {
   #syncsBeforeCopyEnd = 0;
   /** Extended-protocol messages since the last Sync: the backend may say nothing until one comes. */
   #unsynced = false;
+  #guessed = false;
   #terminated = false;
   #reported = false;
   #lastUpstreamType = 0;
@@ -53,6 +54,14 @@ export class Traffic {
   /** Whether the backend may be working on something, or waits for the rest of a frame. */
   get busy(): boolean {
     return this.#unanswered > 0 || this.#unsynced || this.#copyingIn || !this.fromClient.atBoundary;
+  }
+
+  /**
+   * Whether requests were counted out that the backend was thought to ignore: Syncs that reach it when the COPY has failed
+   * meanwhile are answered after all. Then "idle" is good enough to speak, and not to give the session to another client.
+   */
+  get guessed(): boolean {
+    return this.#guessed;
   }
 
   /** Whether the client has said Terminate. */
@@ -81,7 +90,10 @@ export class Traffic {
       case FRONTEND.Sync:
         this.#unsynced = false;
         // In the middle of a COPY IN it is ignored; only one behind the end of the COPY is answered.
-        if (this.#copyingIn && !this.#copyEndSent) break;
+        if (this.#copyingIn && !this.#copyEndSent) {
+          this.#guessed = true;
+          break;
+        }
         this.#unanswered++;
         this.#trailingSyncs++;
         break;
@@ -117,6 +129,7 @@ export class Traffic {
     if (type === BACKEND.ParameterStatus) this.#reported = true;
     if (type !== BACKEND.CopyInResponse) return;
     this.#copyingIn = true;
+    const before = this.#unanswered;
     if (this.#copyEndSent) {
       this.#unanswered -= this.#syncsBeforeCopyEnd;
       this.#syncsBeforeCopyEnd = 0;
@@ -124,6 +137,7 @@ export class Traffic {
       this.#unanswered -= this.#trailingSyncs;
       this.#trailingSyncs = 0;
     }
+    if (this.#unanswered < before) this.#guessed = true;
   }
 
   #onStatus(status: number): void {

@@ -155,3 +155,36 @@ describe('Traffic', () => {
 function requests(chunk: Buffer): boolean {
   return /[QFPBDECHS]/.test(String.fromCharCode(chunk[0] as number));
 }
+
+describe('a count that was a guess', () => {
+  const copy = encodeQuery('copy t from stdin');
+  const [sync, copyDone] = [encodeFrame('S'), encodeFrame('c')];
+  const copyIn = encodeFrame('G', Buffer.from([0, 0, 0]));
+  const ready = encodeReadyForQuery('I');
+
+  test.each([
+    // The second CopyDone means nothing, and the Sync before it is answered.
+    ['Syncs before a CopyDone that is none', [copy, copyDone, sync, copyDone], []],
+    // The COPY may fail before they arrive.
+    ['Syncs before the COPY is known to have begun', [copy, sync], []],
+    ['Syncs in the middle of the COPY', [copy], [sync]],
+  ])('is known to be one: %s', (_, before, after) => {
+    const traffic = new Traffic();
+    for (const frame of before) traffic.fromClient.walk(frame);
+    traffic.fromUpstream.walk(copyIn);
+    for (const frame of after) traffic.fromClient.walk(frame);
+    traffic.fromUpstream.walk(ready);
+
+    expect(traffic.guessed).toBe(true);
+  });
+
+  test('is none where the client waits for the COPY to begin', () => {
+    const traffic = new Traffic();
+    traffic.fromClient.walk(copy);
+    traffic.fromUpstream.walk(copyIn);
+    traffic.fromClient.walk(copyDone);
+    traffic.fromUpstream.walk(ready);
+
+    expect(traffic).toMatchObject({ idle: true, guessed: false });
+  });
+});
