@@ -7,8 +7,10 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { withSuperuser } from '../support/postgres.ts';
 import { startStack, until, type Stack } from '../support/stack.ts';
-import { cstring, frame, int32, query, TERMINATE } from './parity/bytes.ts';
+import { CODES, cstring, frame, int32, query, TERMINATE } from './parity/bytes.ts';
 import { RawClient } from './raw-client.ts';
+
+const TERMINATED = 'terminating connection due to administrator command';
 
 let stack: Stack;
 let [alice, bob] = ['', ''];
@@ -211,4 +213,143 @@ describe('making the proxy believe that nothing is outstanding', () => {
     }, 'Terminate');
     expect(outcome).toBe('another backend');
   });
+});
+
+describe('what the reset would miss', () => {
+  it('is not what random() goes by', async () => {
+    const DRAW = 'select random()::text from generate_series(1, 3)';
+    let drawn: unknown;
+    const outcome = await leaving(async (client) => {
+      await client.ask('select setseed(0.5)');
+      drawn = (await client.ask(DRAW)).rows;
+      await client.ask('select setseed(0.5)');
+    }, 'Terminate');
+    expect(outcome).toBe('same backend');
+    using one = await RawClient.login(stack, alice);
+    await one.ask('select setseed(0.5)');
+    one.send(TERMINATE);
+    using next = await RawClient.login(stack, bob);
+
+    expect((await next.ask(DRAW)).rows).not.toEqual(drawn);
+  });
+
+  it('is not the statement without a name', async () => {
+    using one = await RawClient.login(stack, alice);
+    one.send(parse("select 'of alice'"), SYNC);
+    await one.next('Z');
+    one.send(TERMINATE);
+    using next = await RawClient.login(stack, bob);
+    next.send(BIND, EXECUTE, SYNC);
+    await next.next('Z');
+
+    expect(next.heard.filter(({ type }) => type === 'D')).toEqual([]);
+  });
+
+  it('is not what others notify her of meanwhile', async () => {
+    await withSuperuser(
+      stack.postgres,
+      async (admin) => {
+        let over = false;
+        const storm = (async () => {
+          while (!over) await admin.query("select pg_notify('storm', repeat('x', 4000))");
+        })();
+        for (let round = 0; round < 20; round++) {
+          await leaving((client) => client.ask('listen storm; listen other'), 'Terminate');
+          using next = await RawClient.login(stack, bob);
+          await next.ask('select pg_sleep(0.01)');
+          expect(next.heard.filter(({ type }) => type === 'A')).toEqual([]);
+        }
+        over = true;
+        await storm;
+      },
+      'app',
+    );
+  });
+
+  it('is not what the server reports meanwhile, however often', async () => {
+    const set =
+      "do $$ begin for i in 1..2000 loop perform set_config('application_name', i::text, false); end loop; end $$";
+    expect(await leaving((client) => client.ask(set), 'Terminate')).toBe('same backend');
+    using next = await RawClient.login(stack, bob);
+    const names = next.heard
+      .filter(({ type, body }) => type === 'S' && body.toString().startsWith('application_name'))
+      .map(({ body }) => body.toString());
+
+    expect(names).toEqual(['application_name\0\0']);
+  });
+
+  it('takes no longer than two seconds, whatever there is to clear away', async () => {
+    const outcome = await leaving(
+      (client) =>
+        client.ask(
+          "do $$ begin for i in 1..2500 loop execute format('create temporary table t%s ()', i); end loop; end $$",
+        ),
+      'Terminate',
+    );
+    expect(['same backend', 'another backend']).toContain(outcome);
+    expect(counts()).toMatchObject({ busy: 0, quarantined: 0 });
+  }, 30_000);
+});
+
+describe('sessions that wait', () => {
+  it('and that PostgreSQL ends just then fail nobody', async () => {
+    for (let round = 0; round < 30; round++) {
+      using one = await RawClient.login(stack, alice);
+      const pid = await pidOf(one);
+      one.send(TERMINATE);
+      one.socket.end();
+      await until(() => counts()?.busy === 0);
+      const ended = first(`select pg_terminate_backend(${pid})`);
+      const outcome = await bobAfter(pid).catch((error: Error) => error.message);
+      await ended;
+      // She who has it already when it is ended hears so, as on any session.
+      expect(['same backend', 'another backend', TERMINATED]).toContain(outcome);
+      await until(() => counts()?.busy === 0);
+    }
+    expect(await bobAfter('')).toBe('another backend');
+  });
+
+  it.each([
+    ['statement_timeout', '1'],
+    ['idle_session_timeout', '30'],
+    ['lock_timeout', '1'],
+  ])('with %s of their own choice harm nobody else', async (name, value) => {
+    for (let round = 0; round < 10; round++) {
+      await RawClient.login(stack, alice, CODES.v3, [['options', `-c ${name}=${value}`]]).then(
+        (client) => {
+          client.send(TERMINATE);
+          client.socket.end();
+        },
+        () => {},
+      );
+    }
+    await until(() => counts()?.busy === 0 && counts()?.waiting === 0);
+    expect(await bobAfter('')).toBe('another backend');
+    expect(counts()).toMatchObject({ busy: 0, quarantined: 0 });
+  });
+
+  it('of many settings never take more than the slots that there are', async () => {
+    await using wide = await startStack({
+      slots: 8,
+      upstream: { pool: { reuse: 'any', spares: 4 } },
+    });
+    const token = await wide.token('alice');
+    for (let number = 0; number < 60; number++) {
+      using client = await RawClient.login(wide, token, CODES.v3, [
+        ['application_name', `number ${number >> 1}`],
+      ]);
+      client.send(TERMINATE);
+    }
+    const slots = () => wide.proxy.counts().upstreams['main']?.['authenticated'];
+    await until(() => slots()?.busy === 0);
+    const { idle = 0, free = 0 } = slots() ?? {};
+    expect(idle + free).toBeLessThanOrEqual(8);
+    const others = await Promise.all(
+      Array.from({ length: 8 }, async (_, number) =>
+        RawClient.login(wide, await wide.token(`user ${number}`)),
+      ),
+    );
+    expect(new Set(await Promise.all(others.map(pidOf))).size).toBe(8);
+    for (const one of others) one.destroy();
+  }, 60_000);
 });
