@@ -249,9 +249,10 @@ describe('what the reset would miss', () => {
     await withSuperuser(
       stack.postgres,
       async (admin) => {
-        let over = false;
+        const over = new AbortController();
         const storm = (async () => {
-          while (!over) await admin.query("select pg_notify('storm', repeat('x', 4000))");
+          while (!over.signal.aborted)
+            await admin.query("select pg_notify('storm', repeat('x', 4000))");
         })();
         for (let round = 0; round < 20; round++) {
           await leaving((client) => client.ask('listen storm; listen other'), 'Terminate');
@@ -259,7 +260,7 @@ describe('what the reset would miss', () => {
           await next.ask('select pg_sleep(0.01)');
           expect(next.heard.filter(({ type }) => type === 'A')).toEqual([]);
         }
-        over = true;
+        over.abort();
         await storm;
       },
       'app',

@@ -256,13 +256,3 @@ test('a session that its user has left is not disowned any more: it may be anoth
   expect(rows).toEqual([{ sub: 'alice' }]);
   await again.release(unfinished);
 });
-
-test('a session of which a cancel may still be on its way is closed', async () => {
-  await pool.close();
-  pool = openPool({ pool: { ...fake.upstreamAt(1).pool, reuse: 'same-identity', spares: 0 } });
-  const left = await acquire();
-
-  await left.release({ ...unfinished, idle: true, cancelled: Promise.resolve(false) });
-
-  expect(booked()).toMatchObject({ idle: 0, busy: 0 });
-});
