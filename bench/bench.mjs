@@ -24,7 +24,7 @@ const USAGE = `usage: npm run bench -- [--quick] [--rounds N] [--seconds N] [--m
   --quick          one short round of the main measurements: is everything in order?
   --rounds N       how often every measurement is taken (5)
   --seconds N      length of one pgbench run (3)
-  --megabytes N    length of one COPY (400)
+  --megabytes N    length of one COPY (200)
   --only M,…       of ${MEASURES.map(({ id }) => id).join(', ')}
   --json FILE      where all samples go (test-results/bench.json)
   --markdown FILE  where the report goes (test-results/bench.md)
@@ -123,7 +123,7 @@ async function measure(scene, targets) {
         } catch (error) {
           if (interruptedBy !== undefined) throw error;
           failures.push(`${what}: ${sentenceOf(error)}`);
-          say(`${what}: FAILED`);
+          say(`${what}: FAILED: ${sentenceOf(error)}`);
         }
         if (crowded === true) await settle(scene.postgres);
       }
@@ -177,7 +177,7 @@ function readOptions() {
     rounds: number(values.rounds, quick ? 1 : 5),
     // pgbench reports once a second and the first report only starts the clock.
     seconds: Math.max(3, number(values.seconds, 3)),
-    megabytes: number(values.megabytes, quick ? 100 : 400),
+    megabytes: number(values.megabytes, quick ? 100 : 200),
     columns: quick ? QUICK.columns : Object.keys(COLUMNS),
     crowd: quick ? QUICK.crowd : CROWD,
     silent: SILENT,
@@ -254,7 +254,8 @@ function describe(rows, memory, machine, failures) {
     `${options.rounds} rounds of ${options.seconds} s and ${options.megabytes} MB, the columns taking turns within each: ` +
       'medians, and in brackets the lowest and the highest round. Client, proxy and PostgreSQL share the cores and whatever ' +
       'else the machine does, so absolute figures wander by ±20 % from run to run: compare only ratios within one run. ' +
-      'What each row means, and what is fair about it, is in `bench/README.md`.',
+      'What each row means, and what is fair about it, is in `bench/README.md`. ' +
+      `It took ${Math.ceil(performance.now() / 60_000)} minutes.`,
     '',
     ...failures.flatMap((failure) => [`**FAILED**: ${failure}`, '']),
     '## Targets',

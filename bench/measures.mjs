@@ -44,12 +44,15 @@ const few = (/** @type {Target} */ target) => loggedIn(target) && MAIN.has(targe
 const isPgjot = (/** @type {Target} */ target) => target.column === 'pgjot';
 const authenticates = (/** @type {Target} */ target) => target.authenticates;
 
+const fewAtTheDoor = (/** @type {Target} */ target) =>
+  authenticates(target) && MAIN.has(target.column);
+
 /** @type {readonly Measure[]} */
 export const MEASURES = [
   ...['simple', 'extended', 'prepared'].flatMap((mode) => [
     {
       id: mode,
-      applies: loggedIn,
+      applies: mode === 'prepared' ? loggedIn : few,
       thorough: mode !== 'prepared',
       sample: (/** @type {Scene} */ scene, /** @type {Target} */ target) =>
         steady(scene, target, mode, CLIENTS),
@@ -71,25 +74,25 @@ export const MEASURES = [
   ]),
   {
     id: 'prepared-tls',
-    applies: loggedIn,
+    applies: few,
     tls: true,
     thorough: true,
     sample: (scene, target) => steady(scene, target, 'prepared', CLIENTS, { tls: true }),
   },
   { id: 'logins', applies: authenticates, sample: returning },
   { id: 'open-logins', applies: (target) => !target.authenticates, sample: returning },
-  { id: 'new-logins', applies: authenticates, sample: newcomers },
-  { id: 'lone-login', applies: authenticates, sample: oneAtATime },
+  { id: 'new-logins', applies: fewAtTheDoor, sample: newcomers },
+  { id: 'lone-login', applies: fewAtTheDoor, sample: oneAtATime },
   { id: 'open-lone-login', applies: (target) => !target.authenticates, sample: oneAtATime },
   {
     id: 'logins-tls',
-    applies: authenticates,
+    applies: fewAtTheDoor,
     tls: true,
     sample: (scene, target) => returning(scene, target, { tls: true }),
   },
   {
     id: 'new-logins-tls',
-    applies: (target) => authenticates(target) && MAIN.has(target.column),
+    applies: fewAtTheDoor,
     tls: true,
     thorough: true,
     sample: (scene, target) => newcomers(scene, target, { tls: true }),
@@ -97,7 +100,7 @@ export const MEASURES = [
   { id: 'copy-out', applies: loggedIn, sample: (scene, target) => copyOut(scene, target, 'wide') },
   {
     id: 'copy-out-narrow',
-    applies: loggedIn,
+    applies: few,
     thorough: true,
     sample: (scene, target) => copyOut(scene, target, 'narrow'),
   },
@@ -124,10 +127,10 @@ export const MEASURES = [
       paced(scene, target, Math.min(clients, scene.crowd)),
   })),
   { id: 'token', applies: isPgjot, sample: tokenCost },
-  { id: 'rls', applies: isPgjot, thorough: true, sample: policyCost },
+  { id: 'rls', applies: isPgjot, once: true, thorough: true, sample: policyCost },
   {
     id: 'silent',
-    applies: (target) => loggedIn(target) && target.proxy !== undefined,
+    applies: (target) => few(target) && target.proxy !== undefined,
     once: true,
     thorough: true,
     sample: silence,
