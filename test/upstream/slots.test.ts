@@ -367,76 +367,176 @@ describe('room for another role', () => {
   });
 });
 
-/** What the model knows: who holds which name. */
+/** A request that was made, and what it wants. */
+interface Asked {
+  readonly keys: readonly string[];
+  readonly spare: string | undefined;
+}
+
+/** What the model knows. */
 interface Model {
   readonly holders: Slot[];
+  /** Slots whose sessions are being closed, which takes as long as a command says. */
+  readonly closing: Slot[];
+  /** Under which key a session waits on which name. */
+  readonly shelved: Map<string, string>;
+  /** Those who wait, in their order. */
+  readonly asked: Asked[];
+  readonly expected: Map<Slot, string>;
   /** What ends the quarantines so far. */
   readonly endings: (() => void)[];
-  waiting: number;
+  readonly maxConnections: number;
+  readonly broken: unknown[];
 }
 interface Real {
   readonly database: Database;
-  readonly slots: Slots;
-  readonly acquire: (signal: AbortSignal, keys?: readonly string[]) => Promise<Slot>;
+  readonly slots: Book<Session>;
   readonly model: Model;
 }
 
-/** Hands a slot over to a holder, and notices a name in two hands. */
-function hold({ database, model }: Real, slot: Slot): void {
-  expect(database.live.has(slot.name), `${slot.name} is in two hands`).toBe(false);
+const KEYS = ['one', 'two', 'three'];
+const isSame = (one: Asked, other: Asked) =>
+  one.spare === other.spare && one.keys.join() === other.keys.join();
+
+/** Hands a slot over to who asked for it, and notices a name in two hands, somebody else's session, and who was passed over. */
+function hold({ database, model }: Real, slot: Slot, who: Asked): void {
+  const earlier = model.asked.splice(0, model.asked.indexOf(who) + 1).slice(0, -1);
+  model.asked.unshift(...earlier);
+  expect(
+    earlier.some((one) => isSame(one, who)),
+    'whoever wants the same and came earlier',
+  ).toBe(false);
+  const key = model.shelved.get(slot.name);
+  if (slot.session === undefined) {
+    expect(database.live.has(slot.name), `${slot.name} is in two hands`).toBe(false);
+  } else {
+    expect(slot.session).toBe(`${slot.name} for ${key}`);
+    expect(who.keys).toContain(key);
+    model.shelved.delete(slot.name);
+  }
   database.live.set(slot.name, slot);
   model.holders.push(slot);
 }
 
-function letGo({ database, model }: Real, at: number): Slot | undefined {
-  const [slot] = model.holders.splice(at % Math.max(1, model.holders.length), 1);
-  if (slot !== undefined) database.live.delete(slot.name);
+/** Takes one of these out of the model: its backend is gone, or its session waits. */
+function letGo({ database, model }: Real, from: Slot[], at: number): Slot | undefined {
+  const [slot] = from.splice(at % Math.max(1, from.length), 1);
+  if (slot === undefined) return undefined;
+  database.live.delete(slot.name);
+  model.expected.delete(slot);
   return slot;
 }
 
+function ask(real: Real, keys: readonly string[], spare: string | undefined, signal: AbortSignal) {
+  const { slots, model } = real;
+  const who: Asked = { keys, spare };
+  model.asked.push(who);
+  return slots
+    .acquire({ keys, patienceMs: 1_000, ...(spare !== undefined && { spare }) }, signal)
+    .then((slot) => hold(real, slot, who))
+    .catch((error: unknown) => {
+      if (!(error instanceof ProxyError)) model.broken.push(error);
+      else model.asked.splice(model.asked.indexOf(who), 1);
+    });
+}
+
+/** What must hold whenever nothing is under way. */
+function check({ slots, database, model }: Real): void {
+  expect(model.broken).toEqual([]);
+  const { busy, free, idle, waiting } = slots.counts();
+  expect(busy).toBe(model.holders.length + model.closing.length);
+  expect(idle).toBe(model.shelved.size);
+  expect(free).toBeLessThanOrEqual(database.names.length);
+  expect(busy + idle).toBeLessThanOrEqual(model.maxConnections);
+  expect(waiting).toBe(model.asked.filter(({ spare }) => spare === undefined).length);
+  // Each of the others may wait for one that is being closed, or is expected.
+  if (waiting <= model.closing.length + model.expected.size) return;
+  expect(idle, 'a session that waits while a login does').toBe(0);
+  if (busy < model.maxConnections) expect(free, 'a free slot while a login waits').toBe(0);
+}
+
 type Command = fc.AsyncCommand<Model, Real>;
-const command = (name: string, run: (real: Real) => Promise<void> | void): Command => ({
+const command = (name: string, run: (real: Real) => Promise<unknown> | void): Command => ({
   check: () => true,
   run: async (_, real) => {
     await run(real);
     await settle();
-    const { busy, free } = real.slots.counts();
-    expect(busy).toBe(real.model.holders.length);
-    expect(free).toBeLessThanOrEqual(real.database.names.length);
+    check(real);
   },
   toString: () => name,
 });
 
+const at = fc.nat(9);
+const key = fc.constantFrom(...KEYS);
 const commands = fc.commands(
   [
-    fc.tuple(fc.nat(400), fc.boolean()).map(([patience, lost]) =>
-      command(`acquire, aborted after ${patience} ms${lost ? ', lose control' : ''}`, (real) => {
-        const abort = new AbortController();
-        const timer = setTimeout(() => abort.abort(new ProxyError('client_lost')), patience);
-        real
-          .acquire(abort.signal)
-          .then((slot) => hold(real, slot))
-          .catch((error: unknown) => {
-            if (!(error instanceof ProxyError)) broken.push(error);
-          })
-          .finally(() => clearTimeout(timer));
-        // While the question that this may have led to is still in its queue.
-        if (lost) real.database.lose(real.slots);
+    fc
+      .record({
+        patience: fc.nat(400),
+        lost: fc.boolean(),
+        keys: fc.subarray(KEYS),
+        spare: fc.option(key, { nil: undefined }),
+      })
+      .map(({ patience, lost, keys, spare }) =>
+        command(
+          `acquire [${keys.join()}]${spare ? ` as spare ${spare}` : ''}, aborted after ${patience} ms${lost ? ', lose control' : ''}`,
+          (real) => {
+            const abort = new AbortController();
+            const timer = setTimeout(() => abort.abort(new ProxyError('client_lost')), patience);
+            const asked = spare === undefined ? keys : [];
+            void ask(real, asked, spare, abort.signal).finally(() => clearTimeout(timer));
+            // While the question that this may have led to is still in its queue.
+            if (lost) real.database.lose(real.slots);
+          },
+        ),
+      ),
+    at.map((n) => command(`release ${n}`, (real) => letGo(real, real.model.holders, n)?.release())),
+    fc.tuple(at, key).map(([n, wanted]) =>
+      command(`keep ${n} for ${wanted}`, (real) => {
+        const slot = letGo(real, real.model.holders, n);
+        if (slot === undefined) return;
+        real.database.live.set(slot.name, slot);
+        real.model.shelved.set(slot.name, wanted);
+        slot.keep(`${slot.name} for ${wanted}`, wanted);
       }),
     ),
-    fc.nat(9).map((at) => command(`release ${at}`, (real) => letGo(real, at)?.release())),
-    fc.nat(9).map((at) =>
-      command(`quarantine ${at}`, (real) => {
-        const endQuarantine = letGo(real, at)?.quarantine(60_000);
-        if (endQuarantine !== undefined) real.model.endings.push(endQuarantine);
+    fc.tuple(at, fc.option(key, { nil: undefined })).map(([n, wanted]) =>
+      command(`expect ${wanted} of ${n}`, ({ model }) => {
+        const slot = model.holders[n % Math.max(1, model.holders.length)];
+        if (slot === undefined) return;
+        model.expected.delete(slot);
+        if (wanted !== undefined) model.expected.set(slot, wanted);
+        slot.expect(wanted);
       }),
     ),
     fc
-      .nat(9)
-      .map((at) =>
-        command(`end quarantine ${at}`, ({ model: { endings } }) => endings.splice(at, 1)[0]?.()),
+      .tuple(key, fc.nat(2))
+      .map(([wanted, most]) =>
+        command(
+          `close ${most} that wait for ${wanted}`,
+          ({ slots }) => void slots.evict((_, kept) => kept === wanted, most),
+        ),
       ),
+    at.map((n) =>
+      command(`a closing ${n} is over`, (real) => letGo(real, real.model.closing, n)?.release()),
+    ),
+    at.map((n) =>
+      command(`a closing ${n} fails`, (real) => {
+        const endQuarantine = letGo(real, real.model.closing, n)?.quarantine(60_000);
+        if (endQuarantine !== undefined) real.model.endings.push(endQuarantine);
+      }),
+    ),
+    at.map((n) =>
+      command(`quarantine ${n}`, (real) => {
+        const endQuarantine = letGo(real, real.model.holders, n)?.quarantine(60_000);
+        if (endQuarantine !== undefined) real.model.endings.push(endQuarantine);
+      }),
+    ),
+    at.map((n) =>
+      command(`end quarantine ${n}`, ({ model: { endings } }) => endings.splice(n, 1)[0]?.()),
+    ),
     fc.constant(command('give back', ({ slots }) => slots.giveBack())),
+    fc.constant(command('yield', ({ slots }) => slots.yield(1))),
     fc.constant(
       command('lose the control connection', ({ database, slots }) => database.lose(slots)),
     ),
@@ -447,35 +547,53 @@ const commands = fc.commands(
     ),
     fc
       .constantFrom(50, 150, 70_000)
-      .map((ms) =>
-        command(`${ms} ms pass`, async () => void (await vi.advanceTimersByTimeAsync(ms))),
-      ),
+      .map((ms) => command(`${ms} ms pass`, () => vi.advanceTimersByTimeAsync(ms))),
   ],
-  { maxCommands: 40 },
+  { maxCommands: 60, size: 'max' },
 );
 
-const broken: unknown[] = [];
+const models = fc.record({
+  maxConnections: fc.constantFrom(1, 2, 3, 9),
+  names: fc.constantFrom(1, 3, 6),
+});
 
-test('no name is ever given to two holders, whatever happens in whatever order', async () => {
+test('no name is in two hands, nobody waits in vain, and none is passed over, whatever happens in whatever order', async () => {
   await fc.assert(
-    fc.asyncProperty(commands, async (sequence) => {
-      const { database, slots, acquire } = book(3, 1_000);
-      const model: Model = { holders: [], endings: [], waiting: 0 };
-      await fc.asyncModelRun(
-        () => ({ model, real: { database, slots, acquire, model } }),
-        sequence,
-      );
+    fc.asyncProperty(models, commands, async ({ maxConnections, names }, sequence) => {
+      const model: Model = {
+        holders: [],
+        closing: [],
+        shelved: new Map(),
+        asked: [],
+        expected: new Map(),
+        endings: [],
+        maxConnections,
+        broken: [],
+      };
+      const close = (slot: Slot) => {
+        expect(model.shelved.delete(slot.name)).toBe(true);
+        model.closing.push(slot);
+      };
+      const house = { hasRoom: () => true, makeRoom: () => false, onRoom: () => {} };
+      const { database, slots } = book(names, 1_000, { maxConnections, close, house });
+      const real: Real = { database, slots, model };
+      await fc.asyncModelRun(() => ({ model, real }), sequence);
+
       await vi.advanceTimersByTimeAsync(2_000);
-      expect(broken).toEqual([]);
-      expect(slots.counts().waiting).toBe(0);
+      expect(model.broken).toEqual([]);
+      expect(model.asked).toEqual([]);
       // Nor is one lost: once everybody has left, all are to be had again.
       database.failure = undefined;
-      while (model.holders.length > 0) letGo({ database, slots, acquire, model }, 0)?.release();
-      await vi.advanceTimersByTimeAsync(60_000);
-      const all = Promise.all(database.names.map(() => acquire(never)));
+      while (model.holders.length > 0) letGo(real, model.holders, 0)?.release();
+      slots.evict(() => true);
+      while (model.closing.length > 0) letGo(real, model.closing, 0)?.release();
+      await vi.advanceTimersByTimeAsync(70_000);
+      const most = Math.min(names, maxConnections);
+      const all = Promise.all(Array.from({ length: most }, () => ask(real, [], undefined, never)));
       await vi.advanceTimersByTimeAsync(900);
-      expect((await all).map(({ name }) => name).toSorted()).toEqual(database.names);
+      await all;
+      expect(new Set(model.holders.map(({ name }) => name)).size).toBe(most);
     }),
-    { numRuns: 300 },
+    { numRuns: 400 },
   );
 });
