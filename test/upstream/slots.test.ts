@@ -500,7 +500,7 @@ const commands = fc.commands(
         slot.keep(`${slot.name} for ${wanted}`, wanted);
       }),
     ),
-    fc.tuple(at, fc.option(key, { nil: undefined })).map(([n, wanted]) =>
+    fc.tuple(at, fc.option(key, { nil: undefined, freq: 2 })).map(([n, wanted]) =>
       command(`expect ${wanted} of ${n}`, ({ model }) => {
         const slot = model.holders[n % Math.max(1, model.holders.length)];
         if (slot === undefined) return;
