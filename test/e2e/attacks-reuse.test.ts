@@ -8,7 +8,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { withSuperuser } from '../support/postgres.ts';
 import { startStack, until, type Stack } from '../support/stack.ts';
 import { CODES, cstring, frame, int32, query, TERMINATE } from './parity/bytes.ts';
-import { RawClient } from './raw-client.ts';
+import { cancel, RawClient } from './raw-client.ts';
 
 const TERMINATED = 'terminating connection due to administrator command';
 
@@ -353,4 +353,90 @@ describe('sessions that wait', () => {
     expect(new Set(await Promise.all(others.map(pidOf))).size).toBe(8);
     for (const one of others) one.destroy();
   }, 60_000);
+});
+
+describe('G3: cancels that come late', () => {
+  it('hit nobody else among 1,000 that race with the change of hands', async () => {
+    let cancels = 0;
+    while (cancels < 1_000) {
+      using one = await RawClient.login(stack, alice);
+      const { key } = one;
+      await one.ask('select 1');
+      const storm = Promise.all(Array.from({ length: 10 }, () => cancel(stack, key)));
+      one.send(TERMINATE);
+      one.socket.end();
+      using next = await RawClient.login(stack, bob);
+      const results = [await next.ask('select pg_sleep(0.005)'), await next.ask('select 1')];
+      await storm;
+      results.push(await next.ask('select 2'));
+      next.send(TERMINATE);
+      expect(results.map(({ sqlstate }) => sqlstate)).toEqual([undefined, undefined, undefined]);
+      cancels += 10;
+    }
+  }, 60_000);
+});
+
+describe('who is the same', () => {
+  it('is nobody whose name looks alike', async () => {
+    const subjects = ['a', 'a"', 'a","b', 'a\\', 'a\\"', ' a', 'A', 'á', 'a\u0301'];
+    await using same = await startStack({
+      slots: 12,
+      upstream: { pool: { reuse: 'same-identity', spares: 0 } },
+    });
+    const slots = () => same.proxy.counts().upstreams['main']?.['authenticated'];
+    const pids = new Map<string, string>();
+    for (const round of [1, 2]) {
+      for (const subject of subjects) {
+        using client = await RawClient.login(same, await same.token(subject, { round }));
+        const [row] = (
+          await client.ask(
+            'select pg_backend_pid()::text, pgjot.user_id(), pgjot.session() ->> $$round$$',
+          )
+        ).rows;
+        expect(row?.slice(1)).toEqual([subject, String(round)]);
+        if (round === 2) expect(row?.[0]).toBe(pids.get(subject));
+        pids.set(subject, String(row?.[0]));
+        client.send(TERMINATE);
+        client.socket.end();
+        await client.end();
+        await until(() => slots()?.busy === 0);
+      }
+    }
+    expect(new Set(pids.values()).size).toBe(subjects.length);
+  });
+
+  it('is nobody who was revoked while the session waited, nor by a token that was renewed on the way out', async () => {
+    await using same = await startStack({
+      slots: 1,
+      upstream: { pool: { reuse: 'same-identity', spares: 0 } },
+    });
+    const slots = () => same.proxy.counts().upstreams['main']?.['authenticated'];
+    const visit = async (token: string, sql: string): Promise<(readonly string[])[]> => {
+      using client = await RawClient.login(same, token);
+      const { rows } = await client.ask(sql);
+      client.send(TERMINATE);
+      client.socket.end();
+      await until(() => slots()?.busy === 0);
+      return rows;
+    };
+    const WHO = "select pgjot.user_id(), pgjot.session() ->> 'org'";
+    const [old, renewed] = [
+      await same.token('alice', { org: 'old' }),
+      await same.token('alice', { org: 'new' }),
+    ];
+    // The session has the claims of whichever came last, and a login by the old token puts its own there again.
+    using leaver = await RawClient.login(same, old);
+    leaver.send(query(`set pgjot.token = '${renewed}'`), TERMINATE);
+    leaver.socket.end();
+    await leaver.end();
+    await until(() => slots()?.busy === 0);
+    expect(await visit(old, WHO)).toEqual([['alice', 'old']]);
+    expect(await visit(renewed, WHO)).toEqual([['alice', 'new']]);
+    expect(slots()).toMatchObject({ idle: 1 });
+
+    same.proxy.revoke({ sub: 'alice' });
+
+    await expect(RawClient.login(same, renewed)).rejects.toMatchObject({ code: '28P01' });
+    expect(await visit(await same.token('bob'), WHO)).toEqual([['bob', 'NULL']]);
+  });
 });
