@@ -72,14 +72,23 @@ export interface ConnectionLog {
 }
 
 /** Serves one client until both its stream and its upstream session are closed. Never throws. */
-export async function serve(
+export function serve(
   stream: Duplex,
   address: string,
   context: ConnectionContext,
   log: ConnectionLog,
 ): Promise<void> {
   const client: Client = { stream, encrypted: false, address };
-  const login = new LoginDeadline(context.loginTimeoutMs, stream);
+  // From here on nobody holds the stream that came: the splice will have another one in its place.
+  return live(client, new LoginDeadline(context.loginTimeoutMs, stream), context, log);
+}
+
+async function live(
+  client: Client,
+  login: LoginDeadline,
+  context: ConnectionContext,
+  log: ConnectionLog,
+): Promise<void> {
   let countOut: (() => void) | undefined;
   let released: Promise<unknown> | undefined;
   let outcome: Outcome | undefined;

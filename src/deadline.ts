@@ -11,7 +11,8 @@ import { ProxyError } from './errors.ts';
 export class LoginDeadline {
   readonly #abort = new AbortController();
   readonly #timer: NodeJS.Timeout;
-  readonly #stream: Duplex;
+  /** Until it is over; by then the client may have another stream. */
+  #stream: Duplex | undefined;
   #watched: Duplex | undefined;
   readonly #onClose = () => this.#abort.abort(new ProxyError('client_lost'));
   #audible = false;
@@ -65,8 +66,10 @@ export class LoginDeadline {
 
   over(): void {
     clearTimeout(this.#timer);
-    this.#stream.off('close', this.#onClose);
+    this.#stream?.off('close', this.#onClose);
     this.#watched?.off('end', this.#onClose);
+    this.#stream = undefined;
+    this.#watched = undefined;
   }
 }
 

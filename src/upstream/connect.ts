@@ -48,7 +48,7 @@ export interface UpstreamConnection {
   readonly processId: number;
   /** The cancel key of this backend; never leaves the proxy. */
   readonly secretKey: Buffer;
-  /** ParameterStatus and NoticeResponse frames, as they came; what our own questions bring is added. */
+  /** ParameterStatus and NoticeResponse frames, as they came, whole ones in each buffer; what our own questions bring is added. */
   readonly greeting: Buffer[];
   /** The LOGIN role. */
   readonly slot: string;
@@ -169,7 +169,8 @@ async function logIn(
         throw loginError(frame, credentials.role);
       case BACKEND.ReadyForQuery:
         if (!authentication.complete || key === undefined) throw unexpected(frame);
-        return { stream, ...key, greeting };
+        // One buffer for as long as the session lasts, not a dozen.
+        return { stream, ...key, greeting: [Buffer.concat(greeting)] };
       default:
         throw unexpected(frame);
     }

@@ -72,6 +72,8 @@ export function shelve({ slot, session }: Entered, slots: Slots<Session>, key: s
   session.unwatch = () => {
     for (const sign of signs) stream.off(sign, onSign);
     stream.pause();
+    // Nothing here is to outlive the watch: the session may get another stream.
+    session.unwatch = () => {};
   };
   stream.resume();
   slot.keep(session, key);

@@ -10,7 +10,7 @@
 import { randomBytes, randomInt } from 'node:crypto';
 import { ProxyError } from '../errors.ts';
 import { BACKEND } from '../wire/backend.ts';
-import { decodeString, encodeFrame, encodeString, readFrame } from '../wire/frame.ts';
+import { decodeString, encodeFrame, encodeString, HEADER_BYTES, readFrame } from '../wire/frame.ts';
 import { encodeQuery, encodeStatement } from '../wire/frontend.ts';
 import { MAX_ANSWER_BYTES, MAX_ANSWER_FRAMES, readAnswer } from './ask.ts';
 import { asProxyError, type UpstreamConnection } from './connect.ts';
@@ -71,7 +71,7 @@ export async function reset(session: Session, role: string, reported: boolean): 
     const answer = await readAnswer(connection, attempt.signal);
     const settings = assertOurs(answer, session, { nonce, role });
     for (const [index, name] of names.entries()) statuses.set(name, status(name, settings[index]));
-    connection.greeting.splice(0, Infinity, ...statuses.values());
+    connection.greeting.splice(0, Infinity, Buffer.concat([...statuses.values()]));
   } finally {
     clearTimeout(timer);
   }
@@ -120,18 +120,23 @@ function assertOurs(
 
 const decode = (text: string | null | undefined) => Buffer.from(text ?? '', 'hex').toString('utf8');
 
-/** The ParameterStatus frames among these, by the setting's name; the last one counts. */
-function statusesOf(frames: readonly Buffer[]): Map<string, Buffer> {
+/** The ParameterStatus frames in these bytes, by the setting's name; the last one counts. */
+function statusesOf(greeting: readonly Buffer[]): Map<string, Buffer> {
   const statuses = new Map<string, Buffer>();
-  for (const frame of frames) {
-    if (frame[0] === BACKEND.ParameterStatus) statuses.set(nameOf(frame.subarray(5)), frame);
+  for (const bytes of greeting) {
+    for (let at = 0, next = 0; at < bytes.length; at = next) {
+      next = at + 1 + bytes.readInt32BE(at + 1);
+      const frame = bytes.subarray(at, next);
+      if (frame[0] === BACKEND.ParameterStatus)
+        statuses.set(nameOf(frame.subarray(HEADER_BYTES)), frame);
+    }
   }
   return statuses;
 }
 
 /** The server's major version, which it reports at every login. */
 function versionOf(statuses: ReadonlyMap<string, Buffer>): number {
-  const body = statuses.get('server_version')?.subarray(5);
+  const body = statuses.get('server_version')?.subarray(HEADER_BYTES);
   const value = body && decodeString(body, 'server_version\0'.length)?.text;
   return Number.parseInt(value ?? '0', 10);
 }
