@@ -17,7 +17,7 @@ import {
   type StartedNetwork,
   type StartedTestContainer,
 } from 'testcontainers';
-import { afterAll, beforeAll, expect, it } from 'vitest';
+import { afterAll, beforeAll, expect, it, vi } from 'vitest';
 import type { ConfigInput } from '../../src/config.ts';
 import { install, installDemo } from '../../src/session-sql/install.ts';
 import { createAuthority } from '../support/certificate.ts';
@@ -178,8 +178,13 @@ it('holds no development package, and no PostgreSQL', async () => {
 it('logs the login and the end, and never the token', async () => {
   await query('carol', 'select 1');
 
-  const text = await logs();
-  expect(text).toContain('"subject":"carol"');
+  // Lines are written together, a moment later.
+  const text = await vi.waitFor(async () => {
+    const lines = await logs();
+    expect(lines).toMatch(/"event":"session_end".*"subject":"carol"/);
+    return lines;
+  }, 10_000);
+  expect(text).toMatch(/"event":"login".*"subject":"carol"/);
   expect(text).not.toContain('eyJ');
 });
 
