@@ -6,7 +6,6 @@
  */
 import type { UpstreamConfig } from '../config.ts';
 import { ProxyError } from '../errors.ts';
-import type { Control } from './control.ts';
 import type { UpstreamConnection } from './connect.ts';
 import { enter, type Door, type Entered } from './entry.ts';
 import { isSilent, keep, leave, shelve, type Departure } from './parting.ts';
@@ -26,7 +25,6 @@ export interface Wanted {
 export interface Surroundings
   extends Pick<Door, 'control' | 'onQuarantine' | 'lastEntry' | 'healing'> {
   readonly upstream: UpstreamConfig;
-  readonly control: Control;
   readonly mode: SessionMode;
   readonly patience: Patience;
   readonly house: House;

@@ -212,6 +212,7 @@ export class Slots<Session> {
 
   /** Hands out what there is to those who wait, in their order, and sees to it that there will be more. */
   serve(): void {
+    if (this.#waiters.empty) return;
     let promised = this.#promised;
     const expected = new Tally(this.#expected);
     for (const waiter of this.#waiters) {

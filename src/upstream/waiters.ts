@@ -48,7 +48,7 @@ export class Waiters<T> implements Iterable<Waiter<T>> {
   }
 
   /**
-   * Waits for `settle`, for `request.patienceMs`.
+   * Waits until somebody resolves the waiter, for `request.patienceMs`.
    *
    * @throws {ProxyError} pool_timeout when that is over or the queue is full; the signal's reason.
    */
