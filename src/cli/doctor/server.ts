@@ -37,6 +37,16 @@ const SERVER_CHECKS: readonly Check[] = [
                group by r.reserved) n
        where n.slots + ${SPARE_CONNECTIONS} > n.free`,
   },
+  {
+    code: 'prepared_transactions',
+    severity: 'warning',
+    reason:
+      'Transactions that clients prepare belong to their group role: any of its users may commit or roll back those of others, and one that nobody ends keeps its locks for ever.',
+    select: `
+      select 'server' as object, 'alter system set max_prepared_transactions = 0' as sql,
+             'restart PostgreSQL; standbys after it' as manual
+       where current_setting('max_prepared_transactions')::int4 > 0`,
+  },
 ];
 
 const HBA_UNKNOWN = (session: Expected['session']): Finding => ({

@@ -170,6 +170,16 @@ describe('one look at a real server', () => {
     ).not.toContain('max_connections');
   });
 
+  it('notices that clients can prepare transactions, which are then their whole role’s', async () => {
+    await using lax = await Ward.bare({ settings: { max_prepared_transactions: '2' } });
+    await lax.setup('admin');
+    await lax.superuser.query('revoke create on schema public from public');
+    const found = serious(await lax.examine('superuser'));
+
+    expect(codes(found)).toEqual([['warning', 'prepared_transactions', 'server']]);
+    expect(found[0]?.mend.sql).toBe('alter system set max_prepared_transactions = 0;');
+  });
+
   it('notices what pg_hba.conf lets in, where it may look', async () => {
     const file = join(ward.database.server.dataDir, 'pg_hba.conf');
     const before = await readFile(file, 'utf8');
