@@ -188,7 +188,10 @@ async function serveSession(
     },
     () => context.current(),
   );
-  const session = splice(client, lease.peer, { judge });
+  const session = splice(client, lease.peer, {
+    judge,
+    onMistake: (thrown) => ProxyError.from(thrown, log.session),
+  });
   const finish: Finish = (error, graceMs) => {
     ending ??= error;
     session.finish(error, graceMs);

@@ -56,6 +56,13 @@ export function explain(error: ProxyError): {
   };
 }
 
+/** Where a mistake of ours was made: the functions that called one another, without the message. */
+export function traceOf(thrown: unknown): string[] {
+  if (!(thrown instanceof Error)) return [];
+  const lines = (thrown.stack ?? '').split('\n').map((line) => line.trim());
+  return lines.filter((line) => line.startsWith('at ')).slice(0, 12);
+}
+
 /** What a login line says of who came. */
 export function describeClient(user: string | undefined, database: string | undefined): object {
   return {

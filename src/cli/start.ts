@@ -8,6 +8,7 @@
 import { availableParallelism } from 'node:os';
 import { Command, InvalidArgumentError } from 'commander';
 import { loadConfig, type Config } from '../config.ts';
+import { exitOnMistakes } from '../crash.ts';
 import { ConfigError } from '../errors.ts';
 import { createLogger, type Logger } from '../log.ts';
 import { createProxy, type Proxy } from '../proxy.ts';
@@ -53,6 +54,7 @@ export function startCommand(): Command {
         logger,
         readConfig: () => loadConfig(config),
       });
+      exitOnMistakes(logger, proxy.close);
       const onHangup = () => void onChange();
       process.on('SIGHUP', onHangup);
       try {

@@ -12,18 +12,13 @@
  *       ├──error of either──▶ done
  *       └──finish(error)──idle or grace over──▶ ErrorResponse ──▶ done
  */
-import type { Duplex } from 'node:stream';
 import { ProxyError } from '../errors.ts';
 import { encodeErrorResponse } from '../wire/backend.ts';
 import { FRONTEND } from '../wire/frontend.ts';
-import { hasEnded, letGo, readInto, type ByteTaker } from './reading.ts';
+import { Flow, type Peer } from './flow.ts';
+import { hasEnded, letGo } from './reading.ts';
 import { Screen, type TokenJudge } from './screen.ts';
 import { Traffic } from './traffic.ts';
-
-/** One side: its stream, which the splice replaces when it can read it faster. */
-export interface Peer {
-  stream: Duplex;
-}
 
 /** How a splice ended. */
 export interface Outcome {
@@ -60,6 +55,8 @@ export interface SpliceOptions {
   /** Judges the tokens that the client sends with SET pgjot.token. Without it, that statement is one like any other. */
   readonly judge?: TokenJudge | undefined;
   readonly times?: SpliceTimes;
+  /** What a mistake of ours is called, by which this session alone ends. Default: `internal`. */
+  readonly onMistake?: (thrown: unknown) => ProxyError;
 }
 
 /** A splice under way. */
@@ -72,16 +69,12 @@ export interface Splice {
 }
 
 /** Begins to copy. Both streams must be idle at a frame boundary; bytes already in their read buffers are copied first. */
-export function splice(
-  client: Peer,
-  upstream: Peer,
-  { judge, times = SPLICE_TIMES }: SpliceOptions = {},
-): Splice {
-  const running = new RunningSplice(client, upstream, times, judge);
+export function splice(client: Peer, upstream: Peer, options: SpliceOptions = {}): Splice {
+  const running = new RunningSplice(client, upstream, options);
   return {
     done: running.done,
-    finish: (error, graceMs) => running.finish(error, graceMs),
-    say: (frames) => running.say(frames),
+    finish: (error, graceMs) => running.guard(() => running.finish(error, graceMs)),
+    say: (frames) => running.guard(() => running.say(frames)),
   };
 }
 
@@ -94,13 +87,16 @@ class RunningSplice {
   readonly #toUpstream: Flow;
   readonly #toClient: Flow;
   readonly #screen: Screen | undefined;
+  readonly #onMistake: (thrown: unknown) => ProxyError;
   readonly #upstreamEvents = {
-    end: () => this.#onUpstreamEnd(),
-    error: (cause: Error) => this.#onUpstreamError(cause),
-    close: () => this.#onUpstreamEnd(),
+    end: () => this.guard(() => this.#onUpstreamEnd()),
+    error: (cause: Error) => this.guard(() => this.#onUpstreamError(cause)),
+    close: () => this.guard(() => this.#onUpstreamEnd()),
   };
   #resolve: (outcome: Outcome) => void = () => {};
   #ended = false;
+  /** Whether the client had whole frames alone before the last chunk from upstream. */
+  #cutsNothing = true;
   #clientEnded = false;
   #finishing: ProxyError | undefined;
   #graceTimer: NodeJS.Timeout | undefined;
@@ -108,10 +104,16 @@ class RunningSplice {
   #halfCloseTimer: NodeJS.Timeout | undefined;
   #unsaid: Buffer | undefined;
 
-  constructor(client: Peer, upstream: Peer, times: SpliceTimes, judge: TokenJudge | undefined) {
+  constructor(client: Peer, upstream: Peer, options: SpliceOptions) {
+    const {
+      judge,
+      times = SPLICE_TIMES,
+      onMistake = (thrown) => ProxyError.from(thrown),
+    } = options;
     this.#client = client;
     this.#upstream = upstream;
     this.#times = times;
+    this.#onMistake = onMistake;
     this.done = new Promise((resolve) => {
       this.#resolve = resolve;
     });
@@ -124,11 +126,16 @@ class RunningSplice {
         else fromClient.walk(chunk);
       },
       expectsMore,
+      onMistake: (thrown) => this.#fail(thrown),
     });
     this.#toClient = new Flow(upstream, client, {
-      onChunk: (chunk) => fromUpstream.walk(chunk),
+      onChunk: (chunk) => {
+        this.#cutsNothing = fromUpstream.atBoundary;
+        fromUpstream.walk(chunk);
+      },
       afterWrite: () => this.#afterWrite(),
       expectsMore,
+      onMistake: (thrown) => this.#fail(thrown),
       stall: { ms: times.stallMs, onStall: () => this.#onStall() },
     });
     // Reading may replace a stream, so both flows begin before anybody listens to either.
@@ -147,7 +154,8 @@ class RunningSplice {
     if (deadline < this.#graceDeadline) {
       this.#graceDeadline = deadline;
       clearTimeout(this.#graceTimer);
-      this.#graceTimer = setTimeout(() => this.#sayLastWords(first, 'proxy'), graceMs);
+      const giveUp = () => this.guard(() => this.#sayLastWords(first, 'proxy'));
+      this.#graceTimer = setTimeout(giveUp, graceMs);
     }
     this.#finishIfIdle();
   }
@@ -157,11 +165,32 @@ class RunningSplice {
     this.#sayNow();
   }
 
+  /**
+   * Runs what an event or a timer asks for. A mistake of ours in it ends this session and no other: thrown on, it would
+   * end the process.
+   */
+  guard(step: () => void): void {
+    try {
+      step();
+    } catch (thrown) {
+      this.#fail(thrown);
+    }
+  }
+
+  #fail(thrown: unknown): void {
+    const error = this.#onMistake(thrown);
+    // Of the last chunk the walker may have seen more than the client has got.
+    if (this.#cutsNothing) this.#sayLastWords(error, 'proxy');
+    else this.#end('proxy', error);
+  }
+
   #listen(): void {
     this.#client.stream
-      .on('end', () => this.#onClientEnd())
-      .on('error', (cause) => this.#end('client', new ProxyError('client_lost', { cause })))
-      .on('close', () => this.#onClientClose());
+      .on('end', () => this.guard(() => this.#onClientEnd()))
+      .on('error', (cause) =>
+        this.guard(() => this.#end('client', new ProxyError('client_lost', { cause }))),
+      )
+      .on('close', () => this.guard(() => this.#onClientClose()));
     // A client that has already said goodbye, right behind its password.
     if (this.#ended) return;
     const { end, error, close } = this.#upstreamEvents;
@@ -215,10 +244,11 @@ class RunningSplice {
    */
   #awaitAnswer(): void {
     const before = this.#toClient.bytes;
-    this.#halfCloseTimer = setTimeout(() => {
+    const look = () => {
       if (this.#toClient.bytes === before) this.#end('client', undefined);
       else this.#awaitAnswer();
-    }, this.#times.halfCloseMs);
+    };
+    this.#halfCloseTimer = setTimeout(() => this.guard(look), this.#times.halfCloseMs);
   }
 
   #onClientClose(): void {
@@ -317,83 +347,3 @@ class RunningSplice {
 
 /** An error of a stream that nobody uses is followed by its close. */
 function ignore(): void {}
-
-/** What a flow asks and tells. */
-interface FlowOwner {
-  /** Called with each chunk before it is given to the sink, which it is not if that stops the flow. */
-  onChunk(chunk: Buffer): void;
-  /** Called after each chunk has been given to the sink. */
-  afterWrite?(): void;
-  expectsMore(): boolean;
-  /** What to do about a sink that takes nothing for so long. */
-  readonly stall?: { readonly ms: number; onStall(): void };
-}
-
-/** One direction: reads its source only while its sink can take it. */
-class Flow implements ByteTaker {
-  bytes = 0;
-  readonly #source: Peer;
-  readonly #sink: Peer;
-  readonly #owner: FlowOwner;
-  readonly #onDrain = () => this.#resume();
-  #waiting = false;
-  #stopped = false;
-  #stallTimer: NodeJS.Timeout | undefined;
-
-  constructor(source: Peer, sink: Peer, owner: FlowOwner) {
-    this.#source = source;
-    this.#sink = sink;
-    this.#owner = owner;
-  }
-
-  /** Begins to read, into `first` where the bytes are to go through another's hands before ours. */
-  begin(first: ByteTaker = this): void {
-    this.#source.stream = readInto(this.#source.stream, first);
-  }
-
-  take(chunk: Buffer): boolean {
-    // After the end what still arrives is read and forgotten, so that closing resets nothing.
-    if (!this.#stopped) this.#owner.onChunk(chunk);
-    if (this.#stopped) return true;
-    this.bytes += chunk.length;
-    const sink = this.#sink.stream;
-    if (sink.destroyed || sink.writableEnded) return true;
-    const hasRoom = sink.write(chunk);
-    this.#owner.afterWrite?.();
-    // write() judges by the size of the chunk; what counts is whether the kernel has taken it all.
-    if (hasRoom || sink.writableLength === 0) return true;
-    this.#wait(sink);
-    return false;
-  }
-
-  holdsBytes(): boolean {
-    return this.#sink.stream.writableLength > 0;
-  }
-
-  expectsMore(): boolean {
-    return this.#owner.expectsMore();
-  }
-
-  stop(): void {
-    this.#stopped = true;
-    clearTimeout(this.#stallTimer);
-    this.#sink.stream.off('drain', this.#onDrain);
-    if (this.#waiting) this.#source.stream.resume();
-  }
-
-  #wait(sink: Duplex): void {
-    this.#waiting = true;
-    sink.once('drain', this.#onDrain);
-    const { stall } = this.#owner;
-    if (stall === undefined) return;
-    // One timer, used again: bulk traffic waits thousands of times a second.
-    this.#stallTimer =
-      this.#stallTimer?.refresh() ??
-      setTimeout(() => this.#waiting && stall.onStall(), stall.ms).unref();
-  }
-
-  #resume(): void {
-    this.#waiting = false;
-    this.#source.stream.resume();
-  }
-}

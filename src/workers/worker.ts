@@ -5,6 +5,7 @@
  * gone the channel to it closes, and node:cluster ends this process at once.
  */
 import type { Socket } from 'node:net';
+import { exitOnMistakes } from '../crash.ts';
 import { createLogger } from '../log.ts';
 import { createProxy, type Proxy } from '../proxy.ts';
 import { createCancels, type Cancels } from '../upstream/cancel.ts';
@@ -67,8 +68,9 @@ async function start({ worker, workers, config, revocations, address }: Start): 
   try {
     const own = createCancels(worker);
     cancels = own;
+    const logger = createLogger(config.log, worker);
     proxy = createProxy(config, {
-      logger: createLogger(config.log, worker),
+      logger,
       shared: {
         revocations,
         cancels: shareCancels(own, {
@@ -85,6 +87,7 @@ async function start({ worker, workers, config, revocations, address }: Start): 
         },
       },
     });
+    exitOnMistakes(logger, async () => proxy?.close());
     await proxy.start();
     tell({ kind: 'ready' });
   } catch (error) {

@@ -18,6 +18,8 @@ export interface CliOptions {
   readonly cwd: string;
   readonly env?: Readonly<Record<string, string>>;
   readonly input?: string;
+  /** A command that runs it in its own place, by exec: `prlimit …`, `ip netns exec …`. */
+  readonly under?: readonly string[];
   readonly uid?: number;
   readonly gid?: number;
 }
@@ -42,7 +44,8 @@ export async function runShell(line: string, options: CliOptions): Promise<CliRe
 /** Starts `pgjot`; the caller ends it. */
 export function startCli(args: readonly string[], options: CliOptions): ChildProcess {
   warnWhenStale();
-  return spawn(process.execPath, [MAIN, ...args], spawnOptions(options));
+  const [command = '', ...rest] = [...(options.under ?? []), process.execPath, MAIN, ...args];
+  return spawn(command, rest, spawnOptions(options));
 }
 
 /** Lets `npx pgjot` and `require('pg')` work in a folder as they do in the project's. */

@@ -10,7 +10,7 @@ import type { ConfigInput } from '../../src/config.ts';
 import { install, installDemo } from '../../src/session-sql/install.ts';
 import { workerOf } from '../../src/upstream/cancel.ts';
 import { RawClient } from '../e2e/raw-client.ts';
-import { exitOf, startCli } from '../support/cli.ts';
+import { exitOf, startCli, type CliOptions } from '../support/cli.ts';
 import { startIssuer, type Issuer } from '../support/issuer.ts';
 import { startTestPostgres, withSuperuser, type TestPostgres } from '../support/postgres.ts';
 import { SECRET, until } from '../support/stack.ts';
@@ -101,9 +101,9 @@ export async function startFleet(
     workers: number;
     pool?: Parameters<typeof configOf>[2];
     settings?: Partial<ConfigInput>;
-  },
+  } & Pick<CliOptions, 'env' | 'under'>,
 ): Promise<Fleet> {
-  const { workers, pool, settings = {} } = options;
+  const { workers, pool, settings = {}, env, ...rest } = options;
   const folder = await mkdtemp(join(tmpdir(), 'pgjot-fleet-'));
   const configure = (changed: Partial<ConfigInput>) =>
     writeFile(join(folder, 'proxy.config.json'), JSON.stringify(configOf(ground, changed, pool)));
@@ -111,7 +111,8 @@ export async function startFleet(
   const startedAt = performance.now();
   const primary = startCli(['start', '--workers', String(workers)], {
     cwd: folder,
-    env: { PGJOT_MAIN_SECRET: SECRET },
+    env: { PGJOT_MAIN_SECRET: SECRET, ...env },
+    ...rest,
   });
   const [log, noise] = [[] as Record<string, unknown>[], [] as string[]];
   readLines(primary, (line) => {
