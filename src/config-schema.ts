@@ -5,7 +5,7 @@
  */
 import { z } from 'zod';
 import { provider } from './config-provider.ts';
-import { hostName, jsonPointer, milliseconds, name, port } from './config-values.ts';
+import { hostName, jsonPointer, milliseconds, name, network, port } from './config-values.ts';
 
 /** How an identity can reach SQL; `src/upstream/` has a file for each. */
 export const SESSION_MODES = ['portable', 'pg_session_jwt', 'replica'] as const;
@@ -62,6 +62,28 @@ const listen = z.strictObject({
     .default(false)
     .describe(
       'Permit a TLS mode other than "require" on an address that is not loopback. Tokens then cross the network readable.',
+    ),
+  allow: z
+    .array(network)
+    .min(1)
+    .optional()
+    .describe('Addresses and networks that may connect. Default: all.'),
+  deny: z
+    .array(network)
+    .default([])
+    .describe('Addresses and networks that may not, although they are in "allow".'),
+  proxyProtocol: z
+    .strictObject({
+      from: z
+        .array(network)
+        .min(1)
+        .describe(
+          'The load balancers: each connection begins with their header. No others may connect.',
+        ),
+    })
+    .optional()
+    .describe(
+      'Where load balancers say, by PROXY protocol 1 or 2, whose connection it is. Default: nowhere.',
     ),
   authentication: z
     .enum(AUTHENTICATION_METHODS)

@@ -1,8 +1,9 @@
 /**
- * Kinds of values that several parts of the configuration have: names, ports, durations, JSON Pointers.
+ * Kinds of values that several parts of the configuration have: names, ports, networks, durations, JSON Pointers.
  *
  * Knows no setting.
  */
+import { isIP } from 'node:net';
 import { z } from 'zod';
 
 /** A name in PostgreSQL: at most NAMEDATALEN - 1 = 63 bytes, no control characters. */
@@ -14,6 +15,26 @@ export const name = z
   .refine((text) => Buffer.byteLength(text) <= 63, 'must be at most 63 bytes');
 
 export const port = z.int().min(1).max(65_535);
+
+/** An address, or a network in CIDR notation. */
+export const network = z
+  .string()
+  .refine(
+    isNetwork,
+    'must be an address or a network, for instance "10.0.0.0/8" or "2001:db8::/32"',
+  );
+
+// The shortest prefix within which an IPv6 network holds IPv4 addresses and nothing else.
+const MAPPED = /^::ffff:\d+\.\d+\.\d+\.\d+$/i;
+
+function isNetwork(text: string): boolean {
+  const [address = '', bits, ...rest] = text.split('/');
+  const kind = address.includes('%') ? 0 : isIP(address);
+  if (kind === 0 || rest.length > 0) return false;
+  if (bits === undefined) return true;
+  const shortest = MAPPED.test(address) ? 96 : 0;
+  return /^\d{1,3}$/.test(bits) && +bits >= shortest && +bits <= (kind === 4 ? 32 : 128);
+}
 
 /** A duration that setTimeout can keep. */
 export const milliseconds = z

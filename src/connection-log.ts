@@ -17,14 +17,15 @@ export interface ConnectionKeeper {
   onIdentity(asking: Asking, identity: Identity): void;
 }
 
-/** The log of a connection from `address`. */
+/** The log of a connection from `peer`, which may turn out to be from elsewhere. */
 export function createConnectionLog(
   logger: Logger,
-  address: string,
+  peer: string,
   keeper: ConnectionKeeper,
 ): ConnectionLog {
   const session = randomUUID();
   const arrived = performance.now();
+  let address = peer;
   let who: object = {};
   let identity: Identity | undefined;
   let welcomedAt = arrived;
@@ -34,6 +35,9 @@ export function createConnectionLog(
   return {
     session,
     onArrival: (finish) => keeper.onFinishable(finish),
+    onLocated: (located) => {
+      address = located;
+    },
     onStartup: ({ user, database }) => {
       who = describeClient(user, database);
     },

@@ -25,6 +25,15 @@ import { encodeErrorResponse, encodeNotice } from './wire/backend.ts';
 import type { Cancels } from './upstream/cancel.ts';
 import type { Lease } from './upstream/pool.ts';
 
+/** Who has come, as far as the listener knows. */
+export interface Arrival {
+  /**
+   * The client's address, canonical; reads what comes before the client's first byte, where there is any. Throws
+   * `proxy_header_invalid`, `address_denied`, `probe`, or the signal's reason.
+   */
+  locate(stream: Duplex, signal: AbortSignal): Promise<string>;
+}
+
 /** What a connection needs of the rest of the proxy. */
 export interface ConnectionContext {
   readonly handshake: HandshakeOptions;
@@ -61,6 +70,7 @@ export interface ConnectionLog {
   /** The id that joins this connection's log lines. */
   readonly session: string;
   onArrival(finish: Finish): void;
+  onLocated(address: string): void;
   onStartup(startup: Startup): void;
   /** From now on until the end, whatever is said against it must be told to `finish`. */
   onIdentity(asking: Asking, identity: Identity): void;
@@ -74,17 +84,18 @@ export interface ConnectionLog {
 /** Serves one client until both its stream and its upstream session are closed. Never throws. */
 export function serve(
   stream: Duplex,
-  address: string,
+  arrival: Arrival,
   context: ConnectionContext,
   log: ConnectionLog,
 ): Promise<void> {
-  const client: Client = { stream, encrypted: false, address };
+  const client: Client = { stream, encrypted: false };
   // From here on nobody holds the stream that came: the splice will have another one in its place.
-  return live(client, new LoginDeadline(context.loginTimeoutMs, stream), context, log);
+  return live(client, arrival, new LoginDeadline(context.loginTimeoutMs, stream), context, log);
 }
 
 async function live(
   client: Client,
+  arrival: Arrival,
   login: LoginDeadline,
   context: ConnectionContext,
   log: ConnectionLog,
@@ -94,6 +105,7 @@ async function live(
   let outcome: Outcome | undefined;
   log.onArrival((error) => login.abandon(error));
   try {
+    log.onLocated(await arrival.locate(client.stream, login.signal));
     const startup = await handshake(client, context.handshake, login.signal);
     if (startup.kind === 'cancel') return await login.bound(context.cancels.forward(startup));
     login.audible();

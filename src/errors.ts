@@ -35,6 +35,14 @@ const UPSTREAM_CLOSED = 'server closed the connection unexpectedly';
 /** The table. README documents it and `test/docs.test.ts` holds the two equal. */
 export const ERRORS = {
   probe: row(undefined, 'nothing', 'connection closed before it said anything', undefined, 'debug'),
+  address_denied: row(undefined, 'nothing', 'the address may not connect', undefined, 'debug'),
+  proxy_header_invalid: row(
+    undefined,
+    'nothing',
+    'invalid PROXY protocol header: {problem}',
+    undefined,
+    'warn',
+  ),
   malformed_startup: row('08P01', 'FATAL', 'invalid startup packet layout: {problem}', 400, 'info'),
   bytes_before_tls: row(
     '08P01',

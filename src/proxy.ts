@@ -4,6 +4,8 @@
  * Public API of the package: `createProxy(config)` and the configuration it takes.
  */
 import type { Server, Socket } from 'node:net';
+import type { Duplex } from 'node:stream';
+import { createOrigins } from './accept/origin.ts';
 import { addressOf, listen, MAX_STRANGERS, type Address } from './accept/tcp.ts';
 import { startAdmin, type Admin } from './admin.ts';
 import { settingsThatNeedRestart, type Config } from './config.ts';
@@ -14,6 +16,7 @@ import { createGeneration, type Generation, type House } from './generation.ts';
 import type { Asking } from './identity/authentication.ts';
 import type { Identity } from './identity/policy.ts';
 import type { Revocation } from './identity/revocations.ts';
+import { canonical } from './limits/address.ts';
 import { createLogger, type Logger } from './log.ts';
 import { createCancels, type Cancels } from './upstream/cancel.ts';
 import type { Pool } from './upstream/pool.ts';
@@ -99,6 +102,7 @@ export function createProxy(
   let admin: Admin | undefined;
   let starting: Promise<Address> | undefined;
   let leaving = false;
+  let origins = createOrigins(config.listen);
 
   const house: House = {
     logger,
@@ -134,18 +138,24 @@ export function createProxy(
 
   const onArrival = async (socket: Socket): Promise<void> => {
     const { config: current, context } = generation;
+    const known = origins;
+    // It is gone already, or was never an address.
+    const peer = canonical(socket.remoteAddress ?? '');
+    if (!known.mayArrive(peer)) {
+      socket.destroy();
+      return;
+    }
     // Whoever wants to log in is counted when they say so: a cancel must get through when the house is full.
     if (connections.size >= current.limits.maxClients + MAX_STRANGERS) {
       socket.destroy();
       return;
     }
-    const address = socket.remoteAddress ?? '';
     const connection: Connection = {
       finish: () => {},
       claim: undefined,
       gone: Promise.resolve(),
     };
-    const log = createConnectionLog(logger, address, {
+    const log = createConnectionLog(logger, peer, {
       onFinishable(finish) {
         connection.finish = finish;
         if (leaving) finish(new ProxyError('shutdown'), current.sessions.drainTimeoutMs);
@@ -156,8 +166,11 @@ export function createProxy(
         endObjected('objection', [connection]);
       },
     });
+    const arrival = {
+      locate: (stream: Duplex, signal: AbortSignal) => known.locate(stream, peer, signal),
+    };
     connections.add(connection);
-    connection.gone = serve(socket, address, context, log).finally(() => {
+    connection.gone = serve(socket, arrival, context, log).finally(() => {
       connections.delete(connection);
     });
     await connection.gone;
@@ -168,6 +181,7 @@ export function createProxy(
     if (leaving) throw refusal('is not taken: the proxy is shutting down');
     const previous = generation;
     generation = createGeneration(next, house, previous);
+    origins = createOrigins(next.listen);
     generation.context.verifier.warm();
     retired.set(
       previous,

@@ -17,8 +17,8 @@ const FILES = readdirSync(SRC, { recursive: true, encoding: 'utf8' })
 /** From the ground up: a file imports from layers below its own, and from its own folder. */
 const LAYERS: readonly (readonly RegExp[])[] = [
   [/^errors\.ts$/],
-  [/^(body|config(-\w+)?|crash|deadline|exposure|limits|log|metrics|presets|watch)\.ts$/],
-  [/^(wire|identity|session-sql)\//],
+  [/^(body|config(-\w+)?|crash|deadline|exposure|log|metrics|presets|watch)\.ts$/],
+  [/^(wire|identity|limits|session-sql)\//],
   [/^(client|upstream|splice)\//],
   [/^renewal\.ts$/],
   [/^connection\.ts$/],
@@ -31,12 +31,14 @@ const LAYERS: readonly (readonly RegExp[])[] = [
 /** What may be imported that is not ours, by those who have a reason. */
 const PACKAGES: Record<string, RegExp> = {
   commander: /^cli\//,
+  ioredis: /^limits\//,
   jose: /^(identity|cli)\//,
   'node-cache': /^(identity|upstream)\//,
   pg: /^(upstream|session-sql|cli)\//,
   'pg-protocol': /^wire\//,
   pino: /^(log\.ts$|cli\/)/,
   'prom-client': /^metrics\.ts$/,
+  'rate-limiter-flexible': /^limits\//,
   zod: /^((admin|config(-\w+)?)\.ts$|identity\/)/,
 };
 

@@ -42,6 +42,7 @@ describe('defaults', () => {
     expect(config.listen).toEqual({
       host: '127.0.0.1',
       port: 6432,
+      deny: [],
       tls: {},
       allowPlaintext: false,
       authentication: 'password',

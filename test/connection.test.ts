@@ -140,6 +140,9 @@ async function arrive(change: (house: House) => void = () => {}) {
       seen.refuse = finish;
       seen.abandon = () => finish(new ProxyError('shutdown'), 0);
     },
+    onLocated: (address) => {
+      expect(address).toBe('192.0.2.1');
+    },
     onStartup: ({ database }) => events.push(`startup ${database}`),
     onIdentity: () => events.push('identity'),
     onWelcome: (_, finish) => {
@@ -164,7 +167,7 @@ async function arrive(change: (house: House) => void = () => {}) {
     ended = true;
     connected.end();
   });
-  const served = serve(accepted, '127.0.0.1', house, witness);
+  const served = serve(accepted, { locate: async () => '192.0.2.1' }, house, witness);
   return {
     client: connected,
     backend: inside.accepted,

@@ -10,8 +10,6 @@ export interface Client {
   stream: Duplex;
   /** Whether what the stream carries is encrypted on the wire. */
   encrypted: boolean;
-  /** The peer's address, for logs. */
-  readonly address: string;
 }
 
 /** The host name that the client gave in its TLS handshake, if there was one. */

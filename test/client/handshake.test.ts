@@ -55,7 +55,7 @@ type Result = { value: Startup | Cancel; error?: never } | { error: ProxyError; 
 /** A handshake with a client that the test plays. */
 async function begin(options: HandshakeOptions = PLAIN) {
   const { accepted, connected } = await pairs.plain();
-  const client: Client = { stream: accepted, encrypted: false, address: '' };
+  const client: Client = { stream: accepted, encrypted: false };
   const abort = new AbortController();
   const heard: Buffer[] = [];
   const hear = (chunk: Buffer) => heard.push(chunk);

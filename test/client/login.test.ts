@@ -53,7 +53,7 @@ async function ask(
   { end = false, discovery, verdict }: AskOptions = {},
 ) {
   const { accepted, connected } = await pairs.plain();
-  const client: Client = { stream: accepted, encrypted: false, address: '' };
+  const client: Client = { stream: accepted, encrypted: false };
   const heard: Buffer[] = [];
   connected.on('data', (chunk: Buffer) => heard.push(chunk));
   const question = { user: 'alice', maxTokenBytes: MAX_TOKEN, discovery };
@@ -168,7 +168,7 @@ describe('askForToken', () => {
     const reason = new ProxyError('login_timeout');
 
     const asking = askForToken(
-      { stream: accepted, encrypted: false, address: '' },
+      { stream: accepted, encrypted: false },
       { user: 'u', maxTokenBytes: 9, discovery: undefined },
       AbortSignal.abort(reason),
     );
@@ -320,7 +320,7 @@ describe('askForToken by OAUTHBEARER', () => {
   ])('runs out of time with %s', async (_, auth, code) => {
     const { accepted, connected } = await pairs.plain();
     const login = new AbortController();
-    const client: Client = { stream: accepted, encrypted: false, address: '' };
+    const client: Client = { stream: accepted, encrypted: false };
     const question = { user: 'alice', maxTokenBytes: MAX_TOKEN, discovery };
     const asking = askForToken(client, question, login.signal).catch((error: unknown) => error);
     connected.write(bearer(auth));

@@ -151,7 +151,7 @@ test('welcome says Ok, what the upstream reported byte for byte, our key, and Re
   ];
   const cancelKey = { processId: 7, secretKey: Buffer.alloc(32, 5) };
 
-  await welcome({ stream: accepted, encrypted: false, address: '' }, { greeting, cancelKey });
+  await welcome({ stream: accepted, encrypted: false }, { greeting, cancelKey });
 
   const [heard] = (await once(connected, 'data')) as [Buffer];
   expect(heard.toString('hex')).toBe(
