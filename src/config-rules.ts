@@ -200,8 +200,15 @@ function checkStartupParameters(config: Config, report: Report): void {
 }
 
 function checkAdmin({ admin }: Config, report: Report): void {
-  if (admin !== undefined && admin.token === undefined && !isLoopback(admin.host)) {
+  if (admin === undefined || admin.token !== undefined) return;
+  if (!isLoopback(admin.host)) {
     report('admin.token', `is missing: ${admin.host} is not a loopback address`);
+  }
+  if (admin.readToken !== undefined) {
+    report(
+      'admin.token',
+      'is missing: with admin.readToken alone anybody here could change things',
+    );
   }
 }
 

@@ -388,6 +388,9 @@ export const schema = z.strictObject({
         .describe(
           'What administrators send as "Authorization: Bearer …". Required unless the address is loopback.',
         ),
+      readToken: secret
+        .optional()
+        .describe('Another such token, with which one may look and change nothing.'),
     })
     .optional()
     .describe('The HTTP endpoint for administrators. Default: none.'),

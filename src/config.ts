@@ -145,9 +145,14 @@ function absolutePaths(config: Config, base: string): Config {
   };
   const secret = (source: UpstreamConfig['secret']) =>
     'file' in source ? { file: from(source.file) } : source;
+  const absoluteAdmin = (admin: NonNullable<Config['admin']>) => ({
+    ...admin,
+    ...(admin.token && { token: secret(admin.token) }),
+    ...(admin.readToken && { readToken: secret(admin.readToken) }),
+  });
   return {
     ...config,
-    ...(config.admin?.token && { admin: { ...config.admin, token: secret(config.admin.token) } }),
+    ...(config.admin && { admin: absoluteAdmin(config.admin) }),
     revocations:
       config.revocations.file === undefined ? {} : { file: from(config.revocations.file) },
     listen: { ...config.listen, tls: tls(config.listen.tls) },

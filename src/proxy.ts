@@ -7,7 +7,8 @@ import type { Server, Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { createOrigins } from './accept/origin.ts';
 import { addressOf, listen, MAX_STRANGERS, type Address } from './accept/tcp.ts';
-import { startAdmin, type Admin } from './admin.ts';
+import { startAdmin, type Admin } from './admin/endpoint.ts';
+import { createRoutes } from './admin/routes.ts';
 import { settingsThatNeedRestart, type Config } from './config.ts';
 import { createConnectionLog } from './connection-log.ts';
 import { serve, type Finish } from './connection.ts';
@@ -208,13 +209,14 @@ export function createProxy(
       },
     );
     if (config.admin !== undefined) {
-      admin = await startAdmin(config.admin, {
+      const routes = createRoutes({
         revoke: (entry) => generation.revocations.add(entry),
         reload() {
           if (readConfig === undefined) throw refusal('was not read from a file');
           reload(readConfig());
         },
       });
+      admin = await startAdmin(config.admin, routes);
     }
     return addressOf(server);
   };

@@ -22,7 +22,7 @@ const LAYERS: readonly (readonly RegExp[])[] = [
   [/^(client|upstream|splice)\//],
   [/^renewal\.ts$/],
   [/^connection\.ts$/],
-  [/^accept\//, /^(admin|connection-log|generation)\.ts$/],
+  [/^(accept|admin)\//, /^(connection-log|generation)\.ts$/],
   [/^proxy\.ts$/],
   [/^workers\//],
   [/^cli\//],
@@ -39,7 +39,7 @@ const PACKAGES: Record<string, RegExp> = {
   pino: /^(log\.ts$|cli\/)/,
   'prom-client': /^metrics\.ts$/,
   'rate-limiter-flexible': /^limits\//,
-  zod: /^((admin|config(-\w+)?)\.ts$|identity\/)/,
+  zod: /^(config(-\w+)?\.ts$|admin\/|identity\/)/,
 };
 
 interface Import {

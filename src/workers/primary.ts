@@ -8,7 +8,8 @@
  */
 import type { Server } from 'node:net';
 import { addressOf, listen, MAX_STRANGERS, type Address } from '../accept/tcp.ts';
-import { startAdmin, type Admin } from '../admin.ts';
+import { startAdmin, type Admin } from '../admin/endpoint.ts';
+import { createRoutes } from '../admin/routes.ts';
 import { settingsThatNeedRestart, type Config } from '../config.ts';
 import { ConfigError } from '../errors.ts';
 import { Revocations } from '../identity/revocations.ts';
@@ -129,7 +130,8 @@ export function createWorkers(
     );
     await crew.start();
     if (config.admin !== undefined) {
-      admin = await startAdmin(config.admin, { revoke, reload: () => reload(readConfig()) });
+      const routes = createRoutes({ revoke, reload: () => reload(readConfig()) });
+      admin = await startAdmin(config.admin, routes);
     }
     return address();
   };

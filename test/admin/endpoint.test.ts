@@ -6,22 +6,25 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { once } from 'node:events';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { startAdmin, type Admin } from '../src/admin.ts';
-import { parseConfig, type ConfigInput } from '../src/config.ts';
-import { ConfigError } from '../src/errors.ts';
-import { until } from './support/stack.ts';
+import { startAdmin, type Admin } from '../../src/admin/endpoint.ts';
+import { createRoutes, type Operations } from '../../src/admin/routes.ts';
+import { parseConfig, type ConfigInput } from '../../src/config.ts';
+import { ConfigError } from '../../src/errors.ts';
+import { until } from '../support/stack.ts';
 
 const TOKEN = 'an-administrators-token-of-32-characters';
 
 let folder: string;
 let admin: Admin;
+const start = (config: Parameters<typeof startAdmin>[0], operations: Operations) =>
+  startAdmin(config, createRoutes(operations));
 const heard: unknown[] = [];
 let wrong: ConfigError | undefined;
 
 beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'pgjot-admin-'));
   await writeFile(join(folder, 'token'), TOKEN);
-  admin = await startAdmin(
+  admin = await start(
     { host: '127.0.0.1', port: 0, token: { file: join(folder, 'token') } },
     {
       revoke: (entry) => void heard.push(entry),
@@ -136,7 +139,7 @@ describe('the endpoint', () => {
   });
 
   it('closes although somebody holds a connection', async () => {
-    const other = await startAdmin(
+    const other = await start(
       { host: '127.0.0.1', port: 0 },
       { revoke: () => {}, reload: () => {} },
     );
@@ -156,7 +159,7 @@ describe('the endpoint without a token', () => {
   let open: Admin;
   const asked: unknown[] = [];
   beforeAll(async () => {
-    open = await startAdmin(
+    open = await start(
       { host: '127.0.0.1', port: 0 },
       { revoke: (entry) => void asked.push(entry), reload: () => void asked.push('reload') },
     );
