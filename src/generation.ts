@@ -247,6 +247,9 @@ function poolFor(
     onQuarantine(slot, error) {
       logger.error({ event: 'slot_quarantined', upstream: id, slot, ...explain(error) });
     },
+    onMoved(addresses) {
+      logger.warn({ event: 'upstream_moved', upstream: id, addresses });
+    },
     onLookupFailed(error) {
       logger.warn({ event: 'lookup_failed', upstream: id, ...explain(error) });
     },

@@ -15,6 +15,7 @@ import { CONTROL_ROLE, derivePassword } from '../session-sql/credentials.ts';
 import { encodeErrorFields } from '../wire/backend.ts';
 import { inBatches } from './batch.ts';
 import { KEEPALIVES, upstreamTlsOptions } from './dial.ts';
+import { leadsElsewhere } from './whereabouts.ts';
 
 /** A backend of ours: its process id, and when it started in microseconds since the epoch, as PostgreSQL wrote it. */
 export interface Backend {
@@ -45,6 +46,8 @@ export interface Control {
   sweep(): Promise<void>;
   /** Gives this connection, and those after it, another name in pg_stat_activity. */
   rename(name: string): Promise<void>;
+  /** Ends this connection, behind the questions under way, if it leads to none of these addresses. Whether it did so. */
+  leaveUnlessAt(addresses: ReadonlySet<string>): Promise<boolean>;
   /** The names of the other control connections of this database, while there is one of ours. */
   neighbours(): Promise<string[]>;
   /** Refuses further questions (`draining`), waits a while for those under way, and disconnects. Never throws. */
@@ -185,6 +188,17 @@ export function createControl(
       const result = await query(NEIGHBOURS, []);
       return result.rows.map((row: { name: string }) => row.name);
     },
+    async leaveUnlessAt(addresses) {
+      const client = current;
+      const socket = client && sockets.get(client);
+      if (client === undefined || !leadsElsewhere(socket, addresses)) return false;
+      last = last.then(() => {
+        lost(client);
+        void end(client);
+      });
+      await last;
+      return true;
+    },
     async close() {
       closed = true;
       await within(GOODBYE_MS, last);
@@ -263,11 +277,11 @@ async function within<T>(ms: number, promise: Promise<T> | undefined): Promise<T
   return Promise.race([settled, timeout]).finally(() => clearTimeout(timer));
 }
 
+const ANSWERS = ['upstream_rejected', 'upstream_login_rejected', 'upstream_lost'] as const;
+
 /** Whether a question failed because PostgreSQL said so, and not because it could not be asked. */
 export function isAnswer(error: unknown): boolean {
-  return (
-    ProxyError.is(error, 'upstream_rejected') || ProxyError.is(error, 'upstream_login_rejected')
-  );
+  return ANSWERS.some((code) => ProxyError.is(error, code));
 }
 
 /** What an answer of the server to us, not to the client, means for the client that waits. */
@@ -279,6 +293,10 @@ function asProxyError(cause: unknown): ProxyError {
   if (/^(53|57P|3D)/.test(sqlstate)) {
     const frame = encodeErrorFields({ severity: 'FATAL', sqlstate, message: cause.message });
     return new ProxyError('upstream_rejected', { cause, frame });
+  }
+  // It knows no such backend, or may not write: it is not, or no more, the server that the client's session is on.
+  if (sqlstate === '08003' || sqlstate === '55000' || sqlstate === '25006') {
+    return new ProxyError('upstream_lost', { cause });
   }
   if (sqlstate === '42883' || sqlstate === '3F000') {
     cause.message += ' (pgjot is not installed in this database: run pgjot setup)';

@@ -143,6 +143,8 @@ function inOwnWords({ code, message, where }: pg.DatabaseError): Error {
 
 const MAX_CONNECTIONS = 4;
 const IDLE_MS = 30_000;
+// After that a connection is replaced: by then the upstream's name may lead to another server.
+const LIFETIME_S = 5;
 const GOODBYE_MS = 2_000;
 // PostgreSQL itself ends a statement that takes too long; past this it does not answer at all any more.
 const SILENCE_MS = 1_000;
@@ -182,6 +184,7 @@ function createConnections(upstream: UpstreamConfig, { timeoutMs }: LookupConfig
     Client: LookupClient,
     max: MAX_CONNECTIONS,
     idleTimeoutMillis: IDLE_MS,
+    maxLifetimeSeconds: LIFETIME_S,
     connectionTimeoutMillis: upstream.connectTimeoutMs,
   });
   pool.on('error', () => {});

@@ -25,6 +25,7 @@ import { RolePool, type Surroundings } from './role-pool.ts';
 import { createSessionMode, type SessionIdentity, type SessionMode } from './session.ts';
 import type { SlotCounts } from './slots.ts';
 import type { Settings } from './spares.ts';
+import { addressesOf } from './whereabouts.ts';
 
 /** An upstream session that belongs to one client. */
 export interface Lease {
@@ -79,8 +80,10 @@ export interface Pool {
   close(): Promise<void>;
 }
 
-/** Who hears of slots that users have spoilt, and of lookups that failed. */
+/** Who hears of slots that users have spoilt, of lookups that failed, and of a server that is elsewhere. */
 export interface PoolListener extends HealingListener {
+  /** The upstream's name leads to these addresses now, and not to where the control connection was. */
+  readonly onMoved: (addresses: readonly string[]) => void;
   /** A lookup that is not required: the login goes on without. */
   readonly onLookupFailed: (error: ProxyError) => void;
   /** It is put aside, until it is healed or a minute has passed. */
@@ -88,6 +91,7 @@ export interface PoolListener extends HealingListener {
 }
 
 const UNHEARD: PoolListener = {
+  onMoved: () => {},
   onLookupFailed: () => {},
   onQuarantine: () => {},
   onHealed: () => {},
@@ -98,6 +102,7 @@ const SWEEP_MS = 10_000;
 const GIVE_BACK_MS = 2_000;
 const AGE_MS = 1_000;
 const MEET_MS = 1_000;
+const LOOK_MS = 2_000;
 
 /** What was left by a login that came to nothing. */
 const UNFINISHED: Departure = {
@@ -130,6 +135,8 @@ class UpstreamPool implements Pool {
   readonly #underWay = new Set<Promise<unknown>>();
   readonly #housekeeping: readonly NodeJS.Timeout[];
   readonly #retired = new AbortController();
+  readonly #onMoved: PoolListener['onMoved'];
+  #looking = false;
 
   constructor(upstream: UpstreamConfig, secret: string, listener: PoolListener) {
     this.#upstream = upstream;
@@ -145,6 +152,7 @@ class UpstreamPool implements Pool {
     this.#roles = new Map(
       Object.keys(upstream.roles).map((role) => [role, new RolePool(role, around)]),
     );
+    this.#onMoved = listener.onMoved;
     const neighbours = new Neighbours(this.#control, this.#roles);
     const every = (ms: number, then: () => void) => setInterval(then, ms).unref();
     this.#housekeeping = [
@@ -152,6 +160,7 @@ class UpstreamPool implements Pool {
       every(GIVE_BACK_MS, () => this.#eachRole((role) => role.giveBack())),
       every(AGE_MS, () => this.#eachRole((role) => role.closeAged())),
       every(MEET_MS, () => void this.#track(neighbours.meet())),
+      every(LOOK_MS, () => void this.#look()),
     ];
   }
 
@@ -208,6 +217,19 @@ class UpstreamPool implements Pool {
         return connect(upstream, credentials, signal);
       },
     };
+  }
+
+  /** Lets go of what is connected to where the upstream's name does not lead any more. Never throws. */
+  async #look(): Promise<void> {
+    const { host, session } = this.#upstream;
+    // Standbys may take turns under one name, and none of them knows of leases or identities.
+    if (session === 'replica' || this.#looking) return;
+    this.#looking = true;
+    const addresses = await addressesOf(host);
+    this.#looking = false;
+    if (addresses === undefined || this.#retired.signal.aborted) return;
+    this.#eachRole((role) => role.closeUnlessAt(addresses));
+    if (await this.#control.leaveUnlessAt(addresses)) this.#onMoved([...addresses]);
   }
 
   async #admit(verified: Verified, settings: Settings, signal: AbortSignal): Promise<Lease> {

@@ -14,6 +14,7 @@ import { createReuse, isSameIdentity, type Reuse } from './reuse.ts';
 import type { Hello, Session, SessionIdentity, SessionMode } from './session.ts';
 import { Slots, type House, type Slot, type SlotCounts } from './slots.ts';
 import { Demand, isSpareKey, settingsKey, spareKey, type Settings } from './spares.ts';
+import { leadsElsewhere } from './whereabouts.ts';
 
 /** What a login wants. */
 export interface Wanted {
@@ -76,25 +77,26 @@ export class RolePool {
     const settings = settingsKey(wanted.settings);
     const deadline = performance.now() + acquireTimeoutMs;
     let keys = this.#reuse.keysFor(wanted.identity, settings);
-    for (;;) {
-      const door = { ...this.#door(wanted, settings), request: { keys }, deadline };
-      const entered = await this.#around.patience.try(connectTimeoutMs, signal, () =>
-        enter(this.#slots, door, signal),
-      );
-      const isKept = entered.slot.session !== undefined;
-      try {
-        if (isKept) takeUp(entered.session);
-        await this.#install(entered.session, wanted.identity, signal);
-        if (this.#demand.note(settings)) this.#makeSpares(wanted, settings);
-        return entered;
-      } catch (error) {
-        void this.#around.track(leave(entered, this.#around.control, false));
-        signal.throwIfAborted();
-        if (!isKept) throw error;
-        // It may have died meanwhile. The next attempt is with a new one.
-        keys = [];
+    const entered = await this.#around.patience.try(connectTimeoutMs, signal, async () => {
+      for (;;) {
+        const door = { ...this.#door(wanted, settings), request: { keys }, deadline };
+        const found = await enter(this.#slots, door, signal);
+        const isKept = found.slot.session !== undefined;
+        try {
+          if (isKept) takeUp(found.session);
+          await this.#install(found.session, wanted.identity, signal);
+          return found;
+        } catch (error) {
+          void this.#around.track(leave(found, this.#around.control, false));
+          signal.throwIfAborted();
+          if (!isKept) throw error;
+          // It may have died meanwhile. The next attempt is with a new one.
+          keys = [];
+        }
       }
-    }
+    });
+    if (this.#demand.note(settings)) this.#makeSpares(wanted, settings);
+    return entered;
   }
 
   /**
@@ -128,6 +130,11 @@ export class RolePool {
   closeAged(): void {
     const now = performance.now();
     this.#slots.evict(({ keptUntil, oldAt }) => Math.min(keptUntil, oldAt) < now);
+  }
+
+  /** Closes what waits for a next user on a server at none of these addresses. */
+  closeUnlessAt(addresses: ReadonlySet<string>): void {
+    this.#slots.evict(({ connection }) => leadsElsewhere(connection.stream, addresses));
   }
 
   /** Has the longest idle session closed; `onClosed` is called when it is gone. Whether there was one. */

@@ -22,13 +22,18 @@ export class Gate implements AsyncDisposable {
   readonly #port: number;
   readonly #pairs = new Set<Pair>();
 
+  readonly #host: string;
+
   private constructor(server: Server) {
     this.#server = server;
-    this.#port = (server.address() as AddressInfo).port;
+    const { address, port } = server.address() as AddressInfo;
+    this.#host = address;
+    this.#port = port;
   }
 
-  static async open(): Promise<Gate> {
-    const server = await listen(0);
+  /** Listens on this address of loopback, by default on a free port. */
+  static async open(host = '127.0.0.1', port = 0): Promise<Gate> {
+    const server = await listen(host, port);
     const gate = new Gate(server);
     server.on('connection', (socket: Socket) => gate.#onConnection(socket));
     return gate;
@@ -48,7 +53,7 @@ export class Gate implements AsyncDisposable {
 
   /** Lets newcomers in again. */
   async reopen(): Promise<void> {
-    this.#server = await listen(this.#port);
+    this.#server = await listen(this.#host, this.#port);
     this.#server.on('connection', (socket: Socket) => this.#onConnection(socket));
   }
 
@@ -104,8 +109,8 @@ export class Gate implements AsyncDisposable {
   }
 }
 
-async function listen(port: number): Promise<Server> {
-  const server = createServer({ allowHalfOpen: true, noDelay: true }).listen(port, '127.0.0.1');
+async function listen(host: string, port: number): Promise<Server> {
+  const server = createServer({ allowHalfOpen: true, noDelay: true }).listen(port, host);
   await once(server, 'listening');
   return server;
 }

@@ -60,6 +60,7 @@ function openPool(overrides: Partial<UpstreamConfig> = {}): Pool {
     onHealed: () => {},
     onHealingFailed: () => {},
     onLookupFailed: () => {},
+    onMoved: () => {},
   });
 }
 

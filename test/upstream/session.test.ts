@@ -197,6 +197,7 @@ function control(): { bound: unknown[]; control: Control } {
       giveBack: unused,
       rename: unused,
       neighbours: unused,
+      leaveUnlessAt: unused,
       unbind: unused,
       terminate: unused,
       isSpoilt: unused,
@@ -378,12 +379,15 @@ describe('mode replica', () => {
     },
   );
 
-  test('refuses a server that is no standby, and portable one that is', async () => {
+  test('refuses a server that is no standby, and portable waits while one is', async () => {
     const result = await installOn(PRIMARY, mode, IDENTITY, answerOf(row(HEX)));
     const portable = createPortableMode(control().control);
 
     expect(result).toMatchObject(FAILED);
-    expect(await installOn(STANDBY, portable, IDENTITY, [])).toMatchObject(FAILED);
+    expect(await installOn(STANDBY, portable, IDENTITY, [])).toMatchObject({
+      code: 'upstream_rejected',
+      cause: { sqlstate: '57P03' },
+    });
   });
 
   test('signs for one login role, one port and one moment', async () => {
