@@ -41,10 +41,12 @@ export function createConnectionLog(
     onStartup: ({ user, database }) => {
       who = describeClient(user, database);
     },
+    onToken: () => {},
     onIdentity: (asked, verified) => {
       identity = verified;
       keeper.onIdentity(asked, verified);
     },
+    onLease: () => {},
     onWelcome: ({ slot, cancelTarget: { processId: backendPid } }, finish) => {
       welcomedAt = performance.now();
       logger.info({

@@ -72,9 +72,14 @@ export interface ConnectionLog {
   onArrival(finish: Finish): void;
   onLocated(address: string): void;
   onStartup(startup: Startup): void;
+  /** The client has sent its token. */
+  onToken(): void;
   /** From now on until the end, whatever is said against it must be told to `finish`. */
   onIdentity(asking: Asking, identity: Identity): void;
-  onWelcome(lease: Lease, finish: Finish): void;
+  /** It has an upstream session, of which it hears next. */
+  onLease(): void;
+  /** `bytes` says what the session has passed on so far. */
+  onWelcome(lease: Lease, finish: Finish, bytes: () => Outcome['bytes']): void;
   onRenewal(asking: Asking, identity: Identity): void;
   onRenewalRefused(error: ProxyError): void;
   onRefusal(error: ProxyError): void;
@@ -113,7 +118,7 @@ async function live(
     countOut = await context.admit(login.signal);
     const { user, database } = startup;
     const asking = { user, database, sni: sniOf(client) };
-    const identity = await identify(client, asking, context, login);
+    const identity = await identify(client, asking, context, login, log);
     log.onIdentity(asking, identity);
     const expiresAt = believedUntil(identity.expiresAt, context.sessions);
     const lease = await context.acquire(
@@ -121,6 +126,7 @@ async function live(
       startup.parameters,
       login.signal,
     );
+    log.onLease();
     const cancelKey = context.cancels.register(lease.cancelTarget, startup.minor);
     try {
       // It may have been revoked, or the house be closing, since it was authorized.
@@ -154,6 +160,7 @@ async function identify(
   asking: Asking,
   context: ConnectionContext,
   login: LoginDeadline,
+  log: ConnectionLog,
 ): Promise<Identity> {
   const nobody = context.anonymous(asking);
   if (nobody !== undefined) {
@@ -164,6 +171,7 @@ async function identify(
   const discovery = context.discovery(asking);
   const question = { user, maxTokenBytes: context.maxTokenBytes, discovery };
   const { token, refuse } = await askForToken(client, question, login.signal);
+  log.onToken();
   login.watch(client.stream);
   try {
     // By what is configured now: a client may have been at its password prompt when that was another.
@@ -213,12 +221,13 @@ async function serveSession(
     onEnd: finish,
   });
   try {
-    log.onWelcome(lease, (error, graceMs) => {
+    const end: Finish = (error, graceMs) => {
       if (error.code === 'shutdown') return finish(error, graceMs);
       // Nothing more is to be read or written as somebody who may no longer be anybody.
       void lease.disown();
       finish(new ProxyError('session_revoked', { cause: error.cause }), graceMs);
-    });
+    };
+    log.onWelcome(lease, end, () => session.bytes());
     return await session.done;
   } finally {
     ending ??= GONE;

@@ -197,6 +197,8 @@ export interface ProxyErrorOptions {
   readonly cause?: unknown;
   /** Close without a word although the code has an ErrorResponse, as PostgreSQL does before it has read a whole startup packet. */
   readonly silent?: boolean;
+  /** Whose token was refused although its signature is good, or whose keys are not to be had: for metrics. */
+  readonly provider?: string;
   /** For `upstream_rejected` alone: the ErrorResponse frame that PostgreSQL sent, to be passed on as it is. */
   readonly frame?: Buffer;
   /** How the client presents its token, where that is not as a password: what was to be 28P01 is said as PostgreSQL says it then. */
@@ -219,6 +221,7 @@ export class ProxyError<Code extends ErrorCode = ErrorCode> extends Error {
   readonly code: Code;
   readonly detail: string | undefined;
   readonly hint: string | undefined;
+  readonly provider: string | undefined;
   readonly silent: boolean;
   readonly frame: Buffer | undefined;
   /** The row of the table, in the words of the method by which the client signs in. */
@@ -234,6 +237,7 @@ export class ProxyError<Code extends ErrorCode = ErrorCode> extends Error {
     this.spec = spec;
     this.detail = options?.detail;
     this.hint = options?.hint;
+    this.provider = options?.provider;
     this.silent = options?.silent ?? ERRORS[code].sent === 'nothing';
     this.frame = options?.frame;
   }

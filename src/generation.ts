@@ -5,7 +5,7 @@
  * one; what the two have in common (upstreams that are configured alike, administrators' revocations) goes over, and the
  * rest of the old one ends when its last session does.
  */
-import { constants } from 'node:crypto';
+import { constants, X509Certificate } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { createSecureContext, type SecureContext } from 'node:tls';
 import { isDeepStrictEqual } from 'node:util';
@@ -18,12 +18,14 @@ import { type Asking, chooseAuthentication } from './identity/authentication.ts'
 import { decide, decideAnonymous, type Identity, objectionTo } from './identity/policy.ts';
 import { Revocations, type Revocation } from './identity/revocations.ts';
 import { explain, type Logger } from './log.ts';
+import type { Metrics } from './metrics.ts';
 import type { Cancels } from './upstream/cancel.ts';
 import { createPool, type Lease, type Pool } from './upstream/pool.ts';
 
 /** What outlives every generation. */
 export interface House {
   readonly logger: Logger;
+  readonly metrics: Metrics;
   readonly cancels: Cancels;
   /**
    * Counts a client in while there are fewer than `limit`, and returns how to count it out again. Throws
@@ -44,6 +46,8 @@ export interface Generation {
   readonly context: ConnectionContext;
   readonly revocations: Revocations;
   readonly pools: ReadonlyMap<string, SharedPool>;
+  /** When the certificate that clients are shown expires, in ms since the epoch. */
+  readonly certificateExpiresAt: number | undefined;
   /** Why whoever asked for this, and has this identity, may not go on, if they may not: `token_revoked`, `role_forbidden`. */
   objection(asking: Asking, identity: Identity): ProxyError | undefined;
   /** The same, as far as revocations say. Costs less where nothing else has changed, among many sessions and routes. */
@@ -67,8 +71,8 @@ export function createGeneration(
   house: House,
   predecessor?: Generation,
 ): Generation {
-  const { logger } = house;
-  const secureContext = loadCertificate(config);
+  const { logger, metrics } = house;
+  const certificate = loadCertificate(config);
   // All that may fail comes first; then parts are made that would have to be closed again.
   const secrets = new Map(
     Object.entries(config.upstreams).map(([id, { secret }]) => [
@@ -87,11 +91,13 @@ export function createGeneration(
   const pools = new Map(
     [...secrets].map(([id, secret]) => [
       id,
-      poolFor(id, config.upstreams[id] as UpstreamConfig, secret, logger, predecessor),
+      poolFor(id, config.upstreams[id] as UpstreamConfig, secret, house, predecessor),
     ]),
   );
   const verifier = createVerifier(config, {
     onKeyProblem: (provider, problem) => logger.warn({ event: 'key_problem', provider, problem }),
+    onFetch: (provider, outcome) => metrics.keyFetches.inc({ provider, outcome }),
+    onVerified: (provider, cache) => metrics.tokens.inc({ provider, cache }),
     predecessor: predecessor?.context.verifier,
   });
 
@@ -102,11 +108,17 @@ export function createGeneration(
   const context: ConnectionContext = {
     handshake: {
       tlsMode: clientTlsMode(config),
-      secureContext,
+      secureContext: certificate?.secureContext,
       allowParameters: config.startupParameters.allow,
     },
     verifier,
-    cancels: house.cancels,
+    cancels: {
+      ...house.cancels,
+      forward(key) {
+        metrics.cancelRequests.inc();
+        return house.cancels.forward(key);
+      },
+    },
     maxTokenBytes: config.limits.maxTokenBytes,
     loginTimeoutMs: config.limits.loginTimeoutMs,
     sessions: config.sessions,
@@ -143,6 +155,7 @@ export function createGeneration(
     context,
     revocations,
     pools,
+    certificateExpiresAt: certificate?.expiresAt,
     objection: (asking, identity) =>
       revocation(asking, identity) ?? objectionTo(config, asking, identity),
     revocation,
@@ -238,22 +251,27 @@ function poolFor(
   id: string,
   upstream: UpstreamConfig,
   secret: string,
-  logger: Logger,
+  { logger, metrics }: House,
   predecessor: Generation | undefined,
 ): SharedPool {
   const known = predecessor?.pools.get(id);
   if (known?.secret === secret && isDeepStrictEqual(known.upstream, upstream)) return known;
   const pool = createPool(upstream, secret, {
+    onEntered: (role, source) => metrics.leases.inc({ upstream: id, role, source }),
+    onWaited: (role, ms) => metrics.waitSeconds.observe({ upstream: id, role }, ms / 1000),
     onQuarantine(slot, error) {
+      metrics.quarantines.inc({ upstream: id });
       logger.error({ event: 'slot_quarantined', upstream: id, slot, ...explain(error) });
     },
     onMoved(addresses) {
       logger.warn({ event: 'upstream_moved', upstream: id, addresses });
     },
     onLookupFailed(error) {
+      metrics.lookupFailures.inc({ upstream: id });
       logger.warn({ event: 'lookup_failed', upstream: id, ...explain(error) });
     },
     onHealed(slot) {
+      metrics.healings.inc({ upstream: id });
       logger.info({ event: 'slot_healed', upstream: id, slot });
     },
     onHealingFailed(slot, error) {
@@ -263,17 +281,21 @@ function poolFor(
   return new SharedPool(pool, upstream, secret);
 }
 
-function loadCertificate(config: Config): SecureContext | undefined {
+function loadCertificate(
+  config: Config,
+): { readonly secureContext: SecureContext; readonly expiresAt: number } | undefined {
   const { certFile, keyFile } = config.listen.tls;
   if (clientTlsMode(config) === 'disable' || certFile === undefined || keyFile === undefined)
     return undefined;
   try {
-    return createSecureContext({
-      cert: readFileSync(certFile),
+    const cert = readFileSync(certFile);
+    const secureContext = createSecureContext({
+      cert,
       key: readFileSync(keyFile),
       // Attack A14: a stranger would have us do key exchange after key exchange. PostgreSQL refuses it too.
       secureOptions: constants.SSL_OP_NO_RENEGOTIATION,
     });
+    return { secureContext, expiresAt: Date.parse(new X509Certificate(cert).validTo) };
   } catch (error) {
     throw new ConfigError([
       {

@@ -11,6 +11,7 @@ import { startAdmin, type Admin } from './admin/endpoint.ts';
 import { createRoutes } from './admin/routes.ts';
 import { settingsThatNeedRestart, type Config } from './config.ts';
 import { createConnectionLog } from './connection-log.ts';
+import { ConnectionMetrics } from './connection-metrics.ts';
 import { serve, type Finish } from './connection.ts';
 import { ConfigError, ProxyError } from './errors.ts';
 import { createGeneration, type Generation, type House } from './generation.ts';
@@ -19,6 +20,10 @@ import type { Identity } from './identity/policy.ts';
 import type { Revocation } from './identity/revocations.ts';
 import { canonical } from './limits/address.ts';
 import { createLogger, type Logger } from './log.ts';
+import { createMetrics, type Metrics } from './metrics.ts';
+import { watchProcess } from './metrics-process.ts';
+import { render, type MetricsText } from './metrics-sample.ts';
+import { collectState } from './proxy-metrics.ts';
 import { createCancels, type Cancels } from './upstream/cancel.ts';
 import type { Pool } from './upstream/pool.ts';
 
@@ -30,19 +35,21 @@ export interface Proxy {
   /** Begins to accept clients; resolves with where. @throws the system's error when the address cannot be bound. */
   start(): Promise<Address>;
   /**
-   * Takes another configuration: for new connections at once, while sessions that it still grants go on. Those that it would
+   * Takes another configuration, or has it read, so that it counts as one that was refused when that fails: for new connections at once, while sessions that it still grants go on. Those that it would
    * not grant to the same token, or on another upstream, end. What is listened on changes only with a restart.
    *
    * @throws {ConfigError} when a file or secret that it names cannot be read, or when the proxy is ending; then nothing has
    *   changed.
    */
-  reload(config: Config): void;
+  reload(config: Config | (() => Config)): void;
   /** Accepts these tokens no more, and ends their sessions. @throws {z.ZodError} when the entry is none. */
   revoke(entry: unknown): void;
   /** Refuses new clients, ends idle sessions, lets busy ones finish for `sessions.drainTimeoutMs`, then closes. */
   drain(): Promise<void>;
   /** Ends every session now; resolves when every socket, timer and slot is given back. */
   close(): Promise<void>;
+  /** All metrics, as text for a scrape with this header Accept. */
+  metrics(accept?: string): Promise<MetricsText>;
   /** What is in use, for tests and operators. */
   counts(): {
     /** Open client sockets. */
@@ -60,6 +67,8 @@ export interface Proxy {
 export interface ProxyOptions {
   /** Default: JSON lines on standard output. */
   readonly logger?: Logger;
+  /** Where to count, for whoever wants to read it without text. */
+  readonly metrics?: Metrics;
   /** Reads the configuration again, for administrators who ask for that. @throws {ConfigError} */
   readonly readConfig?: () => Config;
   /** Where the proxy is one of several workers: what they have in common. */
@@ -94,7 +103,12 @@ interface Connection {
  */
 export function createProxy(
   config: Config,
-  { logger = createLogger(config.log), readConfig, shared }: ProxyOptions = {},
+  {
+    logger = createLogger(config.log),
+    metrics = createMetrics(),
+    readConfig,
+    shared,
+  }: ProxyOptions = {},
 ): Proxy {
   const connections = new Set<Connection>();
   const retired = new Map<Generation, Promise<void>>();
@@ -104,10 +118,14 @@ export function createProxy(
   let starting: Promise<Address> | undefined;
   let leaving = false;
   let origins = createOrigins(config.listen);
+  let unwatch: (() => void) | undefined;
+  const counting = new ConnectionMetrics(metrics);
 
   const house: House = {
     logger,
-    cancels: shared?.cancels ?? createCancels(),
+    metrics,
+    cancels:
+      shared?.cancels ?? createCancels(undefined, (outcome) => metrics.cancels.inc({ outcome })),
     revocations: shared?.revocations ?? [],
     async admit(limit, signal) {
       if (leaving) throw new ProxyError('draining');
@@ -143,14 +161,17 @@ export function createProxy(
     // It is gone already, or was never an address.
     const peer = canonical(socket.remoteAddress ?? '');
     if (!known.mayArrive(peer)) {
+      metrics.limits.inc({ limit: 'address_denied' });
       socket.destroy();
       return;
     }
     // Whoever wants to log in is counted when they say so: a cancel must get through when the house is full.
     if (connections.size >= current.limits.maxClients + MAX_STRANGERS) {
+      metrics.limits.inc({ limit: 'connections' });
       socket.destroy();
       return;
     }
+    metrics.accepted.inc();
     const connection: Connection = {
       finish: () => {},
       claim: undefined,
@@ -171,13 +192,13 @@ export function createProxy(
       locate: (stream: Duplex, signal: AbortSignal) => known.locate(stream, peer, signal),
     };
     connections.add(connection);
-    connection.gone = serve(socket, arrival, context, log).finally(() => {
+    connection.gone = serve(socket, arrival, context, counting.count(log)).finally(() => {
       connections.delete(connection);
     });
     await connection.gone;
   };
 
-  const reload = (next: Config): void => {
+  const take = (next: Config): void => {
     // Its parts would be nobody's to close.
     if (leaving) throw refusal('is not taken: the proxy is shutting down');
     const previous = generation;
@@ -196,9 +217,20 @@ export function createProxy(
     endObjected('objection');
   };
 
+  const reload: Proxy['reload'] = (next) => {
+    try {
+      take(typeof next === 'function' ? next() : next);
+      metrics.onConfig('success');
+    } catch (error) {
+      metrics.onConfig('failure');
+      throw error;
+    }
+  };
+
   const open = async (): Promise<Address> => {
     const { host, port } = config.listen;
     generation.context.verifier.warm();
+    unwatch = watchProcess(metrics);
     // What there is once for all workers is the primary's: the port, and the endpoint for administrators.
     if (shared !== undefined) return shared.listen(onArrival);
     server = await listen(
@@ -213,8 +245,9 @@ export function createProxy(
         revoke: (entry) => generation.revocations.add(entry),
         reload() {
           if (readConfig === undefined) throw refusal('was not read from a file');
-          reload(readConfig());
+          reload(readConfig);
         },
+        metrics: readMetrics,
       });
       admin = await startAdmin(config.admin, routes);
     }
@@ -233,7 +266,15 @@ export function createProxy(
     await Promise.all([closed, admin?.close()]);
     for (const previous of retired.keys()) previous.closeVerifier();
     await Promise.all([generation.retire(), ...retired.values()]);
+    unwatch?.();
   };
+
+  const readMetrics: Proxy['metrics'] = async (accept) => render(await metrics.sample(), accept);
+  metrics.onSample(() => {
+    counting.collect();
+    const state = { connections: connections.size, clients, current: generation };
+    collectState(metrics, { ...state, retired: retired.keys() });
+  });
 
   return {
     start: () => (starting ??= open()),
@@ -241,6 +282,7 @@ export function createProxy(
     revoke: (entry) => generation.revocations.add(entry),
     drain: () => leave(generation.config.sessions.drainTimeoutMs),
     close: () => leave(0),
+    metrics: readMetrics,
     counts: () => ({
       connections: connections.size,
       clients,

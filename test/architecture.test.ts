@@ -17,12 +17,12 @@ const FILES = readdirSync(SRC, { recursive: true, encoding: 'utf8' })
 /** From the ground up: a file imports from layers below its own, and from its own folder. */
 const LAYERS: readonly (readonly RegExp[])[] = [
   [/^errors\.ts$/],
-  [/^(body|config(-\w+)?|crash|deadline|exposure|log|metrics|presets|watch)\.ts$/],
+  [/^(body|config(-\w+)?|crash|deadline|exposure|log|metrics(-\w+)?|presets|watch)\.ts$/],
   [/^(wire|identity|limits|session-sql)\//],
   [/^(client|upstream|splice)\//],
   [/^renewal\.ts$/],
   [/^connection\.ts$/],
-  [/^(accept|admin)\//, /^(connection-log|generation)\.ts$/],
+  [/^(accept|admin)\//, /^(connection-(log|metrics)|generation|proxy-metrics)\.ts$/],
   [/^proxy\.ts$/],
   [/^workers\//],
   [/^cli\//],
@@ -37,7 +37,7 @@ const PACKAGES: Record<string, RegExp> = {
   pg: /^(upstream|session-sql|cli)\//,
   'pg-protocol': /^wire\//,
   pino: /^(log\.ts$|cli\/)/,
-  'prom-client': /^metrics\.ts$/,
+  'prom-client': /^metrics(-sample)?\.ts$/,
   'rate-limiter-flexible': /^limits\//,
   zod: /^(config(-\w+)?\.ts$|admin\/|identity\/)/,
 };

@@ -93,6 +93,7 @@ async function arrive(change: (house: House) => void = () => {}) {
         return { subject: 'alice' } as never;
       },
       warm: () => {},
+      keyStates: () => [],
       close: () => {},
     },
     cancels: createCancels(),
@@ -144,7 +145,9 @@ async function arrive(change: (house: House) => void = () => {}) {
       expect(address).toBe('192.0.2.1');
     },
     onStartup: ({ database }) => events.push(`startup ${database}`),
+    onToken: () => events.push('token'),
     onIdentity: () => events.push('identity'),
+    onLease: () => events.push('lease'),
     onWelcome: (_, finish) => {
       seen.finish = finish;
       events.push('welcome');
@@ -203,10 +206,12 @@ const ASKED = AuthenticationCleartextPassword.length;
 const LOGIN_EVENTS = [
   'startup app',
   'admit',
+  'token',
   'verify a.b.c',
   'authorize authenticated',
   'identity',
   'acquire alice search_path,app',
+  'lease',
   'welcome',
 ];
 
@@ -411,7 +416,7 @@ describe('a refusal', () => {
           )),
       'token_expired',
       '28P01',
-      ['startup app', 'admit', 'refused token_expired', 'leave'],
+      ['startup app', 'admit', 'token', 'refused token_expired', 'leave'],
     ],
     [
       'of the role',
@@ -421,21 +426,21 @@ describe('a refusal', () => {
         }),
       'role_forbidden',
       '28000',
-      ['startup app', 'admit', 'verify a.b.c', 'refused role_forbidden', 'leave'],
+      ['startup app', 'admit', 'token', 'verify a.b.c', 'refused role_forbidden', 'leave'],
     ],
     [
       'of the pool',
       (house) => (house.acquire = () => Promise.reject(new ProxyError('pool_timeout'))),
       'pool_timeout',
       '53300',
-      [...LOGIN_EVENTS.slice(0, 5), 'refused pool_timeout', 'leave'],
+      [...LOGIN_EVENTS.slice(0, 6), 'refused pool_timeout', 'leave'],
     ],
     [
       'by a bug of ours',
       (house) => (house.acquire = () => Promise.reject(new TypeError('x is not a function'))),
       'internal',
       'XX000',
-      [...LOGIN_EVENTS.slice(0, 5), 'refused internal', 'leave'],
+      [...LOGIN_EVENTS.slice(0, 6), 'refused internal', 'leave'],
     ],
   ])('%s is one ErrorResponse and the end', async (_, change, code, sqlstate, events) => {
     const one = await arrive(change);

@@ -45,6 +45,7 @@ beforeEach(() => {
     verifier: {
       verify: async (token) => ({ jti: token }) as never,
       warm: () => {},
+      keyStates: () => [],
       close: () => {},
     },
     loginTimeoutMs: 5_000,

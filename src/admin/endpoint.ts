@@ -104,6 +104,7 @@ async function answer(
   return found.route.answer({
     params: found.params,
     query: url.searchParams,
+    accept: request.headers.accept,
     mayRead: permission !== 'public',
     json: () => parse(body),
   });

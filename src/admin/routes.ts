@@ -6,6 +6,7 @@
  */
 import { z } from 'zod';
 import { ConfigError } from '../errors.ts';
+import type { MetricsText } from '../metrics-sample.ts';
 
 /** What whoever asks must be allowed to: nothing, to look, or to change something. */
 export type Permission = 'public' | 'read' | 'write';
@@ -15,6 +16,8 @@ export interface AdminRequest {
   /** The segments of the path that the route leaves open, by name, decoded. */
   readonly params: Readonly<Record<string, string>>;
   readonly query: URLSearchParams;
+  /** The header Accept. */
+  readonly accept: string | undefined;
   /** The body as JSON. @throws {Refusal} 400 when it is none. */
   json(): unknown;
   /** Whether whoever asks may look: a public route tells others less. */
@@ -69,6 +72,8 @@ export interface Operations {
   revoke(entry: unknown): void | Promise<void>;
   /** @throws {ConfigError} when the new configuration is wrong; then the old one stays. */
   reload(): void | Promise<void>;
+  /** All metrics as text; `accept` says in which format. */
+  metrics(accept?: string): Promise<MetricsText>;
 }
 
 /** The table, for these operations. */
@@ -91,6 +96,15 @@ export function createRoutes(operations: Operations): readonly Route[] {
       async answer() {
         await operations.reload();
         return undefined;
+      },
+    },
+    {
+      method: 'GET',
+      path: '/metrics',
+      permission: 'read',
+      async answer({ accept }) {
+        const { contentType, text } = await operations.metrics(accept);
+        return { type: contentType, text };
       },
     },
   ];

@@ -24,7 +24,7 @@ const WATCH_MS = 1_000;
 
 /** A proxy, of one process or of several. */
 interface Running extends Pick<Proxy, 'start' | 'drain' | 'close'> {
-  reload(config: Config): void | Promise<void>;
+  reload(read: () => Config): void | Promise<void>;
 }
 
 interface StartOptions {
@@ -91,7 +91,7 @@ function parseWorkers(text: string): number {
 
 async function reload(proxy: Running, file: string, logger: Logger): Promise<void> {
   try {
-    await proxy.reload(loadConfig(file));
+    await proxy.reload(() => loadConfig(file));
   } catch (error) {
     if (!(error instanceof ConfigError)) throw error;
     logger.error({ event: 'reload_failed', problems: error.problems });

@@ -140,11 +140,15 @@ function refused(sentence: string, { user, id }: ClaimsContext): ProxyError {
   return new ProxyError(
     'claims_rejected',
     { user },
-    { detail: `The ${sentence}.`, cause: new Error(`${sentence} (provider "${id}")`) },
+    {
+      detail: `The ${sentence}.`,
+      cause: new Error(`${sentence} (provider "${id}")`),
+      provider: id,
+    },
   );
 }
 
 function outOfTime(detail: string, reason: string, { user, id }: ClaimsContext): ProxyError {
   const cause = new Error(`${reason} (provider "${id}")`);
-  return new ProxyError('token_expired', { user }, { detail, cause });
+  return new ProxyError('token_expired', { user }, { detail, cause, provider: id });
 }

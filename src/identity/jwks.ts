@@ -20,6 +20,18 @@ export interface KeySetOptions {
   readonly lookup?: LookupFunction;
   /** Told of each failed refresh and each key that is not used; for the log. */
   readonly onKeyProblem?: (provider: string, problem: string) => void;
+  /** Told how each attempt to read a provider's keys has ended. */
+  readonly onFetch?: (provider: string, outcome: 'success' | 'failure') => void;
+}
+
+/** What is at hand of an issuer. */
+export interface KeyState {
+  readonly provider: string;
+  readonly issuer: string;
+  /** How many keys. */
+  readonly keys: number;
+  /** How long ago they were last read, in ms; undefined while there are none. */
+  readonly ageMs: number | undefined;
 }
 
 /** What `find` found, and the state of the issuer in which it did. */
@@ -52,6 +64,7 @@ export class KeySet {
   readonly #source: KeySource;
   readonly #now: () => number;
   readonly #onKeyProblem: (provider: string, problem: string) => void;
+  readonly #onFetch: NonNullable<KeySetOptions['onFetch']>;
   readonly #ration: FetchRation;
   readonly #unknown: UnknownKids;
 
@@ -61,6 +74,7 @@ export class KeySet {
   /** When the next refresh is due, if nobody has a reason to want one earlier. */
   #refreshAt = -Infinity;
   #freshUntil = -Infinity;
+  #readAt: number | undefined;
   #usableUntil = -Infinity;
   #lastFailure: Error | undefined;
   #attempts = 0;
@@ -80,6 +94,7 @@ export class KeySet {
     this.#config = config;
     this.#now = options.monotonicNow ?? (() => performance.now());
     this.#onKeyProblem = options.onKeyProblem ?? (() => {});
+    this.#onFetch = options.onFetch ?? (() => {});
     const { jwksUri = '', jwksFile } = provider;
     this.#source =
       jwksFile === undefined
@@ -93,6 +108,16 @@ export class KeySet {
   share(): this {
     this.#holders += 1;
     return this;
+  }
+
+  /** What is at hand now. */
+  get state(): KeyState {
+    return {
+      provider: this.#id,
+      issuer: this.#provider.issuer,
+      keys: this.#keys?.size ?? 0,
+      ageMs: this.#readAt === undefined ? undefined : this.#now() - this.#readAt,
+    };
   }
 
   /** Starts fetching the keys, so that the first login need not wait. Never rejects. */
@@ -116,6 +141,7 @@ export class KeySet {
     if (this.#keys !== undefined && this.#now() < this.#usableUntil) return this.#keys;
     const reason = this.#lastFailure?.message ?? 'the proxy is closing';
     throw new ProxyError('keys_unavailable', {
+      provider: this.#id,
       cause: new Error(`no usable keys of provider "${this.#id}": ${reason}`),
     });
   }
@@ -191,6 +217,8 @@ export class KeySet {
       if (text !== this.#text) await this.#adopt(text);
       this.#ration.onSuccess();
       this.#lastFailure = undefined;
+      this.#readAt = startedAt;
+      this.#onFetch(this.#id, 'success');
       this.#freshUntil = startedAt + freshMs;
       // Ahead of time, so that a refresh that fails can be tried again before anything is stale.
       this.#refreshAt = this.#source.remote ? startedAt + freshMs / 2 : this.#freshUntil;
@@ -215,6 +243,7 @@ export class KeySet {
     this.#lastFailure = error;
     if (this.#holders === 0) return;
     this.#ration.onFailure(this.#now());
+    this.#onFetch(this.#id, 'failure');
     this.#onKeyProblem(this.#id, `refresh failed: ${error.message}`);
   }
 

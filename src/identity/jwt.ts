@@ -14,7 +14,7 @@ import { perIssuer } from '../config-provider.ts';
 import { printable, ProxyError } from '../errors.ts';
 import { checkClaims, checkTimes } from './claims.ts';
 import type { PublishedKeys } from './jwk.ts';
-import { KeySet, type KeySetOptions } from './jwks.ts';
+import { KeySet, type KeySetOptions, type KeyState } from './jwks.ts';
 import {
   assertLength,
   type Claims,
@@ -51,6 +51,8 @@ export interface Verifier {
   verify(token: string, user: string): Promise<VerifiedToken>;
   /** Starts fetching every issuer's keys, so that no first login has to wait. Failures are told to `onKeyProblem`. */
   warm(): void;
+  /** What is at hand of each issuer. */
+  keyStates(): KeyState[];
   /** Aborts fetches in flight, clears timers and forgets every token. */
   close(): void;
 }
@@ -59,6 +61,8 @@ export interface Verifier {
 export interface VerifierOptions extends KeySetOptions {
   /** The wall clock, in milliseconds since the epoch; read for every token. */
   readonly now?: () => number;
+  /** Told of each good token, and whether it was a known one. */
+  readonly onVerified?: (provider: string, cache: 'hit' | 'miss') => void;
   /** The one that this one follows: keys of issuers that stay as they were are kept, for an issuer may be down just now. */
   readonly predecessor?: Verifier | undefined;
 }
@@ -85,6 +89,7 @@ interface Verdict {
 class TokenVerifier implements Verifier {
   readonly #limits: Config['limits'];
   readonly #now: () => number;
+  readonly #onVerified: NonNullable<VerifierOptions['onVerified']>;
   readonly #trusts: ReadonlyMap<string, Trust>;
   readonly #verdicts: VerdictCache;
   /** By all that a set of keys depends on. */
@@ -93,6 +98,7 @@ class TokenVerifier implements Verifier {
   constructor(config: Config, options: VerifierOptions) {
     this.#limits = config.limits;
     this.#now = options.now ?? Date.now;
+    this.#onVerified = options.onVerified ?? (() => {});
     this.#trusts = new Map(
       Object.entries(config.providers).flatMap(([id, all]) =>
         perIssuer(all).map((provider) => [
@@ -129,6 +135,10 @@ class TokenVerifier implements Verifier {
     for (const { keySet } of this.#trusts.values()) void keySet.warm();
   }
 
+  keyStates(): KeyState[] {
+    return [...this.#trusts.values()].map(({ keySet }) => keySet.state);
+  }
+
   close(): void {
     for (const { keySet } of this.#trusts.values()) keySet.close();
     this.#verdicts.close();
@@ -157,6 +167,7 @@ class TokenVerifier implements Verifier {
     // A key that the issuer withdrew takes the tokens that it signed along.
     if (keys !== (await trust.keySet.current())) return undefined;
     checkTimes(verified.claims, { ...trust, user }, this.#now());
+    this.#onVerified(trust.id, 'hit');
     return verified;
   }
 
@@ -181,6 +192,7 @@ class TokenVerifier implements Verifier {
     });
     const lifetimeMs = expiresAt + verified.toleranceMs - now;
     this.#verdicts.set(token, { trust, keys, verified }, lifetimeMs);
+    this.#onVerified(trust.id, 'miss');
     return verified;
   }
 

@@ -83,6 +83,11 @@ export class Revocations {
     this.#index = new RevocationIndex([...this.#fromFile, ...this.#added]);
   }
 
+  /** How many entries there are. */
+  get size(): number {
+    return this.#fromFile.length + this.#added.length;
+  }
+
   /** Administrators' entries. */
   get added(): readonly Revocation[] {
     return this.#added;

@@ -62,6 +62,8 @@ export interface SpliceOptions {
 /** A splice under way. */
 export interface Splice {
   readonly done: Promise<Outcome>;
+  /** What it has passed on so far. */
+  bytes(): Outcome['bytes'];
   /** Gives the client a message of ours, whole frames, as soon as the upstream's are not cut by it. */
   say(frames: Buffer): void;
   /** Ends it with `error` as soon as the session is idle, or after `graceMs` whatever it does. The first error counts, and the shortest grace. */
@@ -73,6 +75,7 @@ export function splice(client: Peer, upstream: Peer, options: SpliceOptions = {}
   const running = new RunningSplice(client, upstream, options);
   return {
     done: running.done,
+    bytes: () => running.bytes,
     finish: (error, graceMs) => running.guard(() => running.finish(error, graceMs)),
     say: (frames) => running.guard(() => running.say(frames)),
   };
@@ -143,6 +146,10 @@ class RunningSplice {
     this.#toClient.begin();
     this.#toUpstream.begin(this.#screen);
     this.#listen();
+  }
+
+  get bytes(): Outcome['bytes'] {
+    return { clientToUpstream: this.#toUpstream.bytes, upstreamToClient: this.#toClient.bytes };
   }
 
   finish(error: ProxyError, graceMs: number): void {
@@ -333,7 +340,7 @@ class RunningSplice {
         (this.#traffic.busy || this.#screen?.holding === true) &&
         !this.#upstream.stream.destroyed &&
         !this.#upstream.stream.readableEnded,
-      bytes: { clientToUpstream: this.#toUpstream.bytes, upstreamToClient: this.#toClient.bytes },
+      bytes: this.bytes,
     });
   }
 

@@ -62,8 +62,14 @@ interface Entry {
   allTaken: boolean;
 }
 
-/** An empty registry; `worker` is the number of this process among several, from 1. */
-export function createCancels(worker?: number): Cancels {
+/** What became of a request: PostgreSQL has taken it, could not be reached, has not said, or the key is nobody's. */
+export type CancelOutcome = 'taken' | 'unreachable' | 'unanswered' | 'unknown_key';
+
+/** An empty registry; `worker` is the number of this process among several, from 1. `onOutcome` is told of each request forwarded. */
+export function createCancels(
+  worker?: number,
+  onOutcome: (outcome: CancelOutcome) => void = () => {},
+): Cancels {
   const entries = new Map<number, Entry>();
 
   const find = ({ processId, secretKey }: CancelKey): Entry | undefined => {
@@ -89,10 +95,12 @@ export function createCancels(worker?: number): Cancels {
     },
     async forward(key) {
       const entry = find(key);
-      if (entry === undefined) return;
+      if (entry === undefined) return onOutcome('unknown_key');
       await entry.line.join(async () => {
         if (entries.get(key.processId) !== entry) return;
-        if (!(await cancelQuery(entry.target))) entry.allTaken = false;
+        const outcome = await cancelQuery(entry.target);
+        if (outcome === 'unanswered') entry.allTaken = false;
+        onOutcome(outcome);
       });
     },
   };
@@ -131,25 +139,25 @@ export class Line {
 }
 
 /**
- * Cancels what the backend is running; resolves when PostgreSQL has closed the request's connection, or after ten seconds,
- * with whether it is certain that no cancel is on its way any more. Never throws.
+ * Cancels what the backend is running; resolves when PostgreSQL has closed the request's connection, or after ten seconds:
+ * then, `unanswered`, a cancel may still be on its way. Never throws.
  */
 export async function cancelQuery({
   upstream,
   processId,
   secretKey,
-}: CancelTarget): Promise<boolean> {
+}: CancelTarget): Promise<Exclude<CancelOutcome, 'unknown_key'>> {
   const signal = AbortSignal.timeout(CANCEL_TIMEOUT_MS);
   let stream: Duplex;
   try {
     stream = await dial(upstream, signal);
   } catch {
     // There is nobody to tell: a CancelRequest has no answer. Nothing was sent.
-    return true;
+    return 'unreachable';
   }
-  const closed = new Promise<boolean>((resolve) => {
-    if (stream.destroyed) resolve(false);
-    stream.once('close', () => resolve(stream.readableEnded));
+  const closed = new Promise<'taken' | 'unanswered'>((resolve) => {
+    if (stream.destroyed) resolve('unanswered');
+    stream.once('close', () => resolve(stream.readableEnded ? 'taken' : 'unanswered'));
     signal.addEventListener('abort', () => stream.destroy(), { once: true });
   });
   stream.end(encodeCancelRequest(processId, secretKey));

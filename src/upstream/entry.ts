@@ -37,6 +37,8 @@ export interface Door {
   readonly onQuarantine: (slot: string, error: ProxyError) => void;
   /** When a slot was last let in, on the same clock: the secret and pg_hba.conf were right then. */
   readonly lastEntry: { at: number };
+  /** Told how long it took to get a slot, or not to, in ms. */
+  readonly onWaited?: (ms: number) => void;
   /** What mends slots, where the configuration lets the proxy do that. */
   readonly healing: Healing | undefined;
 }
@@ -58,9 +60,13 @@ export async function enter(
     for (;;) {
       const patienceMs = Math.max(door.deadline - performance.now(), 0);
       const request = { ...door.request, patienceMs };
-      const slot = await slots.acquire(request, signal).catch((error: unknown) => {
-        throw ProxyError.is(error, 'pool_timeout') ? (refusal ?? error) : error;
-      });
+      const askedAt = performance.now();
+      const slot = await slots
+        .acquire(request, signal)
+        .catch((error: unknown) => {
+          throw ProxyError.is(error, 'pool_timeout') ? (refusal ?? error) : error;
+        })
+        .finally(() => door.onWaited?.(performance.now() - askedAt));
       if (slot.session !== undefined) return { slot, session: slot.session };
       const entry = await tryEntry(slot, door, signal);
       if (!('error' in entry)) return entry;

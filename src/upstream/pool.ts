@@ -21,7 +21,7 @@ import { mendSlot } from './mend.ts';
 import { Neighbours } from './neighbours.ts';
 import type { Departure } from './parting.ts';
 import { Patience } from './patience.ts';
-import { RolePool, type Surroundings } from './role-pool.ts';
+import { RolePool, type RoleListener, type Surroundings } from './role-pool.ts';
 import { createSessionMode, type SessionIdentity, type SessionMode } from './session.ts';
 import type { SlotCounts } from './slots.ts';
 import type { Settings } from './spares.ts';
@@ -80,8 +80,8 @@ export interface Pool {
   close(): Promise<void>;
 }
 
-/** Who hears of slots that users have spoilt, of lookups that failed, and of a server that is elsewhere. */
-export interface PoolListener extends HealingListener {
+/** Who hears of logins, of slots that users have spoilt, of lookups that failed, and of a server that is elsewhere. */
+export interface PoolListener extends HealingListener, RoleListener {
   /** The upstream's name leads to these addresses now, and not to where the control connection was. */
   readonly onMoved: (addresses: readonly string[]) => void;
   /** A lookup that is not required: the login goes on without. */
@@ -92,6 +92,8 @@ export interface PoolListener extends HealingListener {
 
 const UNHEARD: PoolListener = {
   onMoved: () => {},
+  onEntered: () => {},
+  onWaited: () => {},
   onLookupFailed: () => {},
   onQuarantine: () => {},
   onHealed: () => {},
@@ -114,7 +116,7 @@ const UNFINISHED: Departure = {
 
 /**
  * A pool for one upstream, whose secret this is. Connects when first needed.
- * `listener` hears of each slot that a user has spoilt, and how it went on, and of lookups that failed.
+ * `listener` hears of each login, each slot that a user has spoilt, and how it went on, and of lookups that failed.
  */
 export function createPool(
   upstream: UpstreamConfig,
@@ -187,7 +189,7 @@ class UpstreamPool implements Pool {
     await Promise.all([this.#control.close(), this.#lookup?.close()]);
   }
 
-  #surroundings(secret: string, { onQuarantine }: PoolListener): Surroundings {
+  #surroundings(secret: string, listener: PoolListener): Surroundings {
     const upstream = this.#upstream;
     const { maxConnections = Infinity } = upstream.pool;
     const roles = () => [...this.#roles.values()];
@@ -198,7 +200,8 @@ class UpstreamPool implements Pool {
       patience: new Patience(),
       lastEntry: { at: Number.NEGATIVE_INFINITY },
       healing: this.#healing,
-      onQuarantine,
+      onQuarantine: listener.onQuarantine,
+      listener,
       retired: this.#retired.signal,
       track: (task) => this.#track(task),
       house: {

@@ -26,6 +26,7 @@ export interface Wanted {
 export interface Surroundings
   extends Pick<Door, 'control' | 'onQuarantine' | 'lastEntry' | 'healing'> {
   readonly upstream: UpstreamConfig;
+  readonly listener: RoleListener;
   readonly mode: SessionMode;
   readonly patience: Patience;
   readonly house: House;
@@ -39,6 +40,17 @@ export interface Surroundings
 
 // A login that needs a fresh connection must not wait for many that are only for later.
 const SPARES_AT_ONCE = 2;
+
+/** Where a client's session comes from: one that had a user before, one that was logged in ahead of time, or a new one. */
+export type Source = 'reused' | 'spare' | 'fresh';
+
+/** Who hears how logins to a role fare. */
+export interface RoleListener {
+  /** A client has this session. */
+  readonly onEntered: (role: string, source: Source) => void;
+  /** A login has waited so long for a slot, or in vain. */
+  readonly onWaited: (role: string, ms: number) => void;
+}
 
 /** One role's part of a pool. */
 export class RolePool {
@@ -76,15 +88,19 @@ export class RolePool {
     const { acquireTimeoutMs, connectTimeoutMs } = this.#around.upstream;
     const settings = settingsKey(wanted.settings);
     const deadline = performance.now() + acquireTimeoutMs;
+    const { listener } = this.#around;
+    const onWaited = (ms: number) => listener.onWaited(this.#role, ms);
     let keys = this.#reuse.keysFor(wanted.identity, settings);
     const entered = await this.#around.patience.try(connectTimeoutMs, signal, async () => {
       for (;;) {
-        const door = { ...this.#door(wanted, settings), request: { keys }, deadline };
+        const door = { ...this.#door(wanted, settings), request: { keys }, deadline, onWaited };
         const found = await enter(this.#slots, door, signal);
         const isKept = found.slot.session !== undefined;
         try {
           if (isKept) takeUp(found.session);
           await this.#install(found.session, wanted.identity, signal);
+          listener.onEntered(this.#role, sourceOf(found, isKept));
+          found.session.used = true;
           return found;
         } catch (error) {
           void this.#around.track(leave(found, this.#around.control, false));
@@ -198,7 +214,7 @@ export class RolePool {
     const { processId, secretKey } = connection;
     const oldAt = performance.now() + jittered(upstream.pool.lifetimeMs);
     const cancelTarget = { upstream, processId, secretKey };
-    const state = { identity: undefined, keptUntil: oldAt, unwatch: () => {} };
+    const state = { identity: undefined, keptUntil: oldAt, used: false, unwatch: () => {} };
     return { connection, backend, cancelTarget, settings, oldAt, ...state };
   }
 
@@ -240,6 +256,11 @@ export class RolePool {
     if (retired.aborted) await leave(entered, control, false);
     else shelve(entered, this.#slots, key);
   }
+}
+
+function sourceOf({ session }: Entered, isKept: boolean): Source {
+  if (!isKept) return 'fresh';
+  return session.used ? 'reused' : 'spare';
 }
 
 /** Give or take a tenth, so that what began together does not end together. */

@@ -50,6 +50,8 @@ export interface Session {
   keptUntil: number;
   /** Whom it belongs to as far as SQL is concerned; undefined for nobody, and where that is not certain. */
   identity: SessionIdentity | undefined;
+  /** Whether somebody has had it. */
+  used: boolean;
   /** Ends the watch over its connection, while it is kept for its next user. */
   unwatch: () => void;
 }

@@ -78,12 +78,21 @@ export class Crew {
     );
   }
 
-  /** What every worker answers; of those that do not, nothing. */
-  async survey(order: Order): Promise<unknown[]> {
-    const answers = [...this.#members.values()].map((member) =>
-      member.ask(order, ORDER_MS).catch(() => undefined),
-    );
-    return (await Promise.all(answers)).filter((one) => one !== undefined);
+  /** What every worker answers; of those that do not, or not in time, nothing. `onAnswer` is told of each as soon as it is there. */
+  async survey(
+    order: Order,
+    ms = ORDER_MS,
+    onAnswer: (member: Member, value: unknown) => void = () => {},
+  ): Promise<unknown[]> {
+    const answers: unknown[] = [];
+    const ask = async (member: Member) => {
+      const value = await member.ask(order, ms);
+      if (value === undefined) return;
+      answers.push(value);
+      onAnswer(member, value);
+    };
+    await Promise.allSettled([...this.#members.values()].map(ask));
+    return answers;
   }
 
   /** Has every worker end, at once or when its sessions have; resolves when none is left. Those that hang are ended. */

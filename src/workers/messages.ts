@@ -49,6 +49,7 @@ export type Order =
   | { readonly what: 'reload'; readonly config: Config }
   | { readonly what: 'revoke'; readonly entry: unknown }
   | { readonly what: 'counts' }
+  | { readonly what: 'metrics' }
   | CancelOrder;
 
 /** A cancel request that came to another worker than the key's own. */

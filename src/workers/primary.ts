@@ -14,10 +14,14 @@ import { settingsThatNeedRestart, type Config } from '../config.ts';
 import { ConfigError } from '../errors.ts';
 import { Revocations } from '../identity/revocations.ts';
 import type { Logger } from '../log.ts';
+import { createMetrics } from '../metrics.ts';
+import { watchProcess } from '../metrics-process.ts';
+import { render } from '../metrics-sample.ts';
 import { createProxy, type Proxy } from '../proxy.ts';
 import { workerOf } from '../upstream/cancel.ts';
 import { Crew } from './crew.ts';
 import { Dispatch } from './dispatch.ts';
+import { FleetMetrics } from './fleet-metrics.ts';
 import { PermitOffice } from './permits.ts';
 import { assertShareable, shareOf } from './share.ts';
 
@@ -25,9 +29,9 @@ import { assertShareable, shareOf } from './share.ts';
 export type Counts = ReturnType<Proxy['counts']>;
 
 /** A proxy of several processes. It is used like one of a single process. */
-export interface Workers extends Pick<Proxy, 'start' | 'drain' | 'close'> {
+export interface Workers extends Pick<Proxy, 'start' | 'drain' | 'close' | 'metrics'> {
   /** Resolves when every worker has the configuration. @throws {ConfigError} when it cannot be used; nothing has changed then. */
-  reload(config: Config): Promise<void>;
+  reload(config: Config | (() => Config)): Promise<void>;
   /** Resolves when no worker has a session left that this revokes. @throws {z.ZodError} when the entry is none. */
   revoke(entry: unknown): Promise<void>;
   /** The sum over all workers that answer. */
@@ -60,6 +64,8 @@ export function createWorkers(
   let admin: Admin | undefined;
   let starting: Promise<Address> | undefined;
   let leaving = false;
+  let unwatch: (() => void) | undefined;
+  const metrics = createMetrics();
   const revocations = new Revocations(undefined, [], {
     onChange: () => {},
     onProblem: () => {},
@@ -90,13 +96,19 @@ export function createWorkers(
         await owner?.ask(order, CANCEL_MS).catch(() => {});
       },
       onGone(member) {
+        if (!leaving) metrics.workersLost.inc();
+        fleet.onGone(member);
         dispatch.remove(member);
         permits.onGone(member);
       },
     },
   );
 
-  const reload = async (next: Config): Promise<void> => {
+  const fleet = new FleetMetrics(metrics, workers, crew);
+
+  const readMetrics: Workers['metrics'] = async (accept) => render(await fleet.sample(), accept);
+
+  const take = async (next: Config): Promise<void> => {
     if (leaving) {
       const message = 'is not taken: the proxy is shutting down';
       throw new ConfigError([{ path: '(top level)', message }]);
@@ -114,6 +126,16 @@ export function createWorkers(
     logger.info({ event: 'reloaded', needsRestart });
   };
 
+  const reload: Workers['reload'] = async (next) => {
+    try {
+      await take(typeof next === 'function' ? next() : next);
+      metrics.onConfig('success');
+    } catch (error) {
+      metrics.onConfig('failure');
+      throw error;
+    }
+  };
+
   const revoke = async (entry: unknown): Promise<void> => {
     // Kept for workers that start later.
     revocations.add(entry);
@@ -128,9 +150,14 @@ export function createWorkers(
       (error) => logger.error({ event: 'accept_failed', cause: error.message }),
       { pauseOnConnect: true },
     );
+    unwatch = watchProcess(metrics);
     await crew.start();
     if (config.admin !== undefined) {
-      const routes = createRoutes({ revoke, reload: () => reload(readConfig()) });
+      const routes = createRoutes({
+        revoke,
+        reload: () => reload(readConfig),
+        metrics: readMetrics,
+      });
       admin = await startAdmin(config.admin, routes);
     }
     return address();
@@ -146,6 +173,7 @@ export function createWorkers(
     await crew.end(how);
     permits.close();
     await admin?.close();
+    unwatch?.();
   };
 
   return {
@@ -154,6 +182,7 @@ export function createWorkers(
     revoke,
     drain: () => leave('drain'),
     close: () => leave('close'),
+    metrics: readMetrics,
     async counts() {
       const all = (await crew.survey({ what: 'counts' })) as Counts[];
       return { ...all.reduce(addUp, NOTHING), adminPort: admin?.port };

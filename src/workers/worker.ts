@@ -7,6 +7,7 @@
 import type { Socket } from 'node:net';
 import { exitOnMistakes } from '../crash.ts';
 import { createLogger } from '../log.ts';
+import { createMetrics, type Metrics } from '../metrics.ts';
 import { createProxy, type Proxy } from '../proxy.ts';
 import { createCancels, type Cancels } from '../upstream/cancel.ts';
 import { shareCancels } from './cancels.ts';
@@ -28,6 +29,8 @@ const questions = new Questions<CancelOrder>((ask) => tell(ask));
 const purse = new PermitPurse(tell);
 let proxy: Proxy | undefined;
 let cancels: Cancels | undefined;
+/** Once it serves clients: before, there is nothing to be counted. */
+let sample: Metrics['sample'] | undefined;
 let onClient: (client: Socket) => Promise<void> = async () => {};
 let taken = 0;
 let open = 0;
@@ -66,11 +69,13 @@ async function start({ worker, workers, config, revocations, address }: Start): 
   // What `ps` and `top` show.
   process.title = `pgjot: worker ${worker}`;
   try {
-    const own = createCancels(worker);
+    const metrics = createMetrics();
+    const own = createCancels(worker, (outcome) => metrics.cancels.inc({ outcome }));
     cancels = own;
     const logger = createLogger(config.log, worker);
     proxy = createProxy(config, {
       logger,
+      metrics,
       shared: {
         revocations,
         cancels: shareCancels(own, {
@@ -89,6 +94,7 @@ async function start({ worker, workers, config, revocations, address }: Start): 
     });
     exitOnMistakes(logger, async () => proxy?.close());
     await proxy.start();
+    sample = () => metrics.sample();
     tell({ kind: 'ready' });
   } catch (error) {
     tell({ kind: 'failed', failure: failureOf(error) });
@@ -129,6 +135,8 @@ async function obey(order: Order): Promise<unknown> {
       return undefined;
     case 'counts':
       return proxy?.counts();
+    case 'metrics':
+      return sample?.();
     case 'cancel': {
       const { processId, secretKey } = order;
       return cancels?.forward({ processId, secretKey: Buffer.from(secretKey) });

@@ -16,8 +16,13 @@ const TOKEN = 'an-administrators-token-of-32-characters';
 
 let folder: string;
 let admin: Admin;
-const start = (config: Parameters<typeof startAdmin>[0], operations: Operations) =>
-  startAdmin(config, createRoutes(operations));
+const start = (
+  config: Parameters<typeof startAdmin>[0],
+  operations: Omit<Operations, 'metrics'>,
+) => {
+  const metrics = async (accept?: string) => ({ contentType: 'text/x', text: `as ${accept}` });
+  return startAdmin(config, createRoutes({ ...operations, metrics }));
+};
 const heard: unknown[] = [];
 let wrong: ConfigError | undefined;
 
@@ -136,6 +141,17 @@ describe('the endpoint', () => {
       text: '{"problem":"upstreams.main.host: is wrong"}\n',
     });
     wrong = undefined;
+  });
+
+  it('gives metrics in the format that is asked for, as the type that they have', async () => {
+    const url = `http://127.0.0.1:${admin.port}/metrics`;
+    const headers = { authorization: `Bearer ${TOKEN}`, accept: 'text/y' };
+
+    const response = await fetch(url, { headers });
+
+    expect(response.headers.get('content-type')).toBe('text/x');
+    expect(await response.text()).toBe('as text/y');
+    expect((await fetch(url)).status).toBe(401);
   });
 
   it('closes although somebody holds a connection', async () => {

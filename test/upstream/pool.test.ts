@@ -56,6 +56,8 @@ function openPool(overrides: Partial<UpstreamConfig> = {}): Pool {
     ...overrides,
   });
   return createPool(upstream, SECRET, {
+    onEntered: () => {},
+    onWaited: () => {},
     onQuarantine: (slot) => void quarantined.push(slot),
     onHealed: () => {},
     onHealingFailed: () => {},
