@@ -136,17 +136,22 @@ function run({ pid }, sql, values) {
   if (sql.includes('pgjot.unbind(')) {
     return { columns: [['alive', BOOL]], rows: arrayOf(first).map(() => ['f']) };
   }
-  if (sql.includes('pgjot.hello()')) {
-    const columns = ['pid', 'backend_start', 'dirty', 'in_recovery', 'mode'];
+  if (sql.includes('pgjot.greet(')) {
     return {
-      columns: columns.map((name) => [name, TEXT]),
-      rows: [[String(pid), '1', 'f', 'f', 'portable']],
+      columns: [
+        ['start', TEXT],
+        ['dirty', BOOL],
+        ['inRecovery', BOOL],
+        ['preparedFor', TEXT],
+      ],
+      rows: arrayOf(first).map(() => ['1', 'f', 'f', 'portable']),
     };
   }
   if (sql.includes('pgjot.user_id()')) {
     const subject = subjects.get(pid);
     const hex = subject === undefined ? null : Buffer.from(subject).toString('hex');
-    return { columns: [['encode', TEXT]], rows: [[hex]] };
+    const columns = ['encode', 'pg_backend_pid'];
+    return { columns: columns.map((name) => [name, TEXT]), rows: [[hex, String(pid)]] };
   }
   return { columns: [['nothing', TEXT]], rows: [] };
 }

@@ -23,6 +23,16 @@ export interface Backend {
   readonly start: string;
 }
 
+/** What there is to know of a backend before it becomes somebody's. */
+export interface Hello extends Backend {
+  /** Its login role has settings of its own: its last user changed it (attack E11). */
+  readonly dirty: boolean;
+  /** It belongs to a standby. */
+  readonly inRecovery: boolean;
+  /** The session mode that `pgjot setup` has prepared its database for; `portable` is `replica` on a standby. */
+  readonly preparedFor: string;
+}
+
 /**
  * What the proxy asks of the database on its own behalf.
  *
@@ -34,6 +44,8 @@ export interface Control {
   lease(role: string, count: number): Promise<string[]>;
   /** Gives leases of this connection back, for other proxies to take. */
   giveBack(slots: readonly string[]): Promise<void>;
+  /** What a backend is that has this process id; undefined where none that is logged in with this slot has it. */
+  greet(pid: number, slot: string): Promise<Hello | undefined>;
   /** Puts the claims, which are JSON text, on a backend; `expiresAt` in ms since the epoch. */
   bind(backend: Backend, claims: string, expiresAt: number): Promise<void>;
   /** Takes the claims off a backend; resolves with whether the backend still lives. */
@@ -154,6 +166,7 @@ export function createControl(
     return answer;
   };
 
+  const greet = inBatches((columns) => query(GREET, columns), isAnswer);
   const bind = inBatches((columns) => query(BIND, columns), isAnswer);
   const unbind = inBatches((columns) => query(UNBIND, columns), isAnswer);
 
@@ -164,6 +177,11 @@ export function createControl(
     },
     async giveBack(slots) {
       if (slots.length > 0) await query(GIVE_BACK, [slots]);
+    },
+    async greet(pid, slot) {
+      const { start, dirty, ...said } = (await greet([pid, slot])) as unknown as Greeting;
+      if (dirty === null) return undefined;
+      return { pid, start: start ?? '', dirty: dirty || start === null, ...said };
     },
     bind: ({ pid, start }, claims, expiresAt) =>
       bind([pid, start, claims, Math.floor(expiresAt)]).then(() => {}),
@@ -230,6 +248,18 @@ const LEASE: Statement = {
 const GIVE_BACK: Statement = {
   name: 'pgjot_release',
   text: 'select pgjot.release(slot) from pg_catalog.unnest($1::name[]) as slot',
+};
+/** What the server answers; of a backend that there is not, NULL. */
+type Greeting = Pick<Hello, 'inRecovery' | 'preparedFor'> & {
+  readonly start: string | null;
+  readonly dirty: boolean | null;
+};
+const GREET: Statement = {
+  name: 'pgjot_greet',
+  text:
+    'select g.backend_start as start, g.dirty, g.in_recovery as "inRecovery", g.mode as "preparedFor"' +
+    ' from rows from (pg_catalog.unnest($1::int4[]), pg_catalog.unnest($2::name[])) with ordinality as b (pid, slot, number)' +
+    ' cross join lateral pgjot.greet(b.pid, b.slot) as g order by b.number',
 };
 const BIND: Statement = {
   name: 'pgjot_bind',

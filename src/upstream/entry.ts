@@ -6,9 +6,9 @@
  */
 import { ProxyError } from '../errors.ts';
 import { disconnect, UpstreamError, type UpstreamConnection } from './connect.ts';
-import type { Control } from './control.ts';
+import type { Control, Hello } from './control.ts';
 import type { Healing } from './healing.ts';
-import { hello, type Hello, type Session } from './session.ts';
+import type { Session, SessionMode } from './session.ts';
 import { QUARANTINE_MS, type Slot, type SlotRequest, type Slots } from './slots.ts';
 
 // A login that was given up half-way is over by then.
@@ -28,6 +28,7 @@ export interface Entered {
 /** What `enter` needs beside the slots. */
 export interface Door {
   readonly open: Opener;
+  readonly greet: SessionMode['greet'];
   /** A new session, and what is to be known of it beside its connection. */
   readonly describe: (connection: UpstreamConnection, backend: Hello) => Session;
   readonly request: Omit<SlotRequest, 'patienceMs'>;
@@ -117,7 +118,7 @@ async function tryEntry(
   let error: ProxyError | undefined;
   try {
     connection = await door.open(slot.name, signal);
-    const backend = await hello(connection, signal);
+    const backend = await door.greet(connection, signal);
     door.lastEntry.at = performance.now();
     if (!backend.dirty) {
       door.healing?.letIn(slot.name);

@@ -7,6 +7,7 @@
 import { isExactForExtension, mintSessionToken } from '../identity/session-token.ts';
 import { encodeQuery } from '../wire/frontend.ts';
 import { ask } from './ask.ts';
+import { hello } from './hello.ts';
 import { assertPreparedFor, assertUser, setupFailed, USER_ID } from './self-check.ts';
 import type { SessionMode } from './session.ts';
 
@@ -24,6 +25,7 @@ export function createExtensionMode(): SessionMode {
   return {
     adopts: false,
     reusable: true,
+    greet: hello,
     async startupParameters({ role, subject, claims, expiresAt }) {
       if (!isExactForExtension(claims.lookup ?? '')) {
         throw setupFailed(

@@ -8,20 +8,45 @@ import { ProxyError } from '../errors.ts';
 import { encodeErrorFields } from '../wire/backend.ts';
 import { encodeQuery } from '../wire/frontend.ts';
 import { ask } from './ask.ts';
-import type { Control } from './control.ts';
-import { assertPreparedFor, assertUser, USER_ID } from './self-check.ts';
-import type { Hello, SessionIdentity, SessionMode } from './session.ts';
+import type { UpstreamConnection } from './connect.ts';
+import type { Control, Hello } from './control.ts';
+import {
+  assertBackend,
+  assertPreparedFor,
+  assertUser,
+  BACKEND_PID,
+  USER_ID,
+} from './self-check.ts';
+import type { SessionIdentity, SessionMode } from './session.ts';
 
-const QUESTION = encodeQuery(`select ${USER_ID}`);
+const QUESTION = encodeQuery(`select ${USER_ID}, ${BACKEND_PID}`);
 
 /** The mode, by way of this control connection. */
 export function createPortableMode(control: Control): SessionMode {
   const bind = (backend: Hello, { claims, expiresAt }: SessionIdentity) =>
     control.bind(backend, encodeClaims(claims), expiresAt);
+  const whoIsThere = async (
+    connection: UpstreamConnection,
+    backend: Hello,
+    signal: AbortSignal,
+  ): Promise<string | null | undefined> => {
+    const [user, pid] = await ask(connection, QUESTION, signal);
+    assertBackend(pid, backend.pid);
+    return user;
+  };
   return {
     adopts: true,
     reusable: true,
     startupParameters: async () => [],
+    async greet({ processId, slot }) {
+      const backend = await control.greet(processId, slot);
+      if (backend === undefined) throw isUnknown();
+      return backend;
+    },
+    async rehearse(connection, backend, signal) {
+      const user = await whoIsThere(connection, backend, signal);
+      if (user !== null) throw isTaken();
+    },
     async install(connection, backend, identity, signal) {
       assertPreparedFor('portable', backend, identity);
       if (backend.inRecovery) throw isStandby();
@@ -29,11 +54,23 @@ export function createPortableMode(control: Control): SessionMode {
       if (identity.subject !== undefined) {
         await bind(backend, identity);
       }
-      const [answer] = await ask(connection, QUESTION, signal);
-      assertUser(answer, identity, 'pgjot.user_id() is not the subject that was verified');
+      const user = await whoIsThere(connection, backend, signal);
+      assertUser(user, identity, 'pgjot.user_id() is not the subject that was verified');
     },
     renew: bind,
   };
+}
+
+/** As when the control connection is still with the server that was the primary before. */
+function isUnknown(): ProxyError {
+  const why =
+    'the server that the control connection is with has no such backend: has it failed over, or is a transaction pooler in between?';
+  return new ProxyError('upstream_lost', { cause: new Error(why) });
+}
+
+function isTaken(): ProxyError {
+  const cause = new Error('a session that has just logged in belongs to somebody');
+  return new ProxyError('upstream_protocol', { cause });
 }
 
 /** Most likely in the midst of a failover: it will be promoted, or the name lead elsewhere. So logins wait, and ask again. */

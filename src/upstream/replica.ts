@@ -9,6 +9,7 @@ import { encodeClaims } from '../identity/session-claims.ts';
 import { deriveIdentityKey } from '../session-sql/credentials.ts';
 import { encodeQuery, encodeStatement } from '../wire/frontend.ts';
 import { ask } from './ask.ts';
+import { hello } from './hello.ts';
 import { assertPreparedFor, assertUser, setupFailed, USER_ID } from './self-check.ts';
 import type { SessionIdentity, SessionMode } from './session.ts';
 
@@ -22,6 +23,7 @@ export function createReplicaMode(secret: string, database: string): SessionMode
   return {
     adopts: false,
     reusable: false,
+    greet: hello,
     async startupParameters(identity, slot, localPort) {
       if (identity.subject === undefined) return [];
       return [

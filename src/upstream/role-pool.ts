@@ -7,11 +7,12 @@
 import type { UpstreamConfig } from '../config.ts';
 import { ProxyError } from '../errors.ts';
 import type { UpstreamConnection } from './connect.ts';
+import type { Hello } from './control.ts';
 import { enter, type Door, type Entered } from './entry.ts';
 import { isSilent, keep, leave, shelve, type Departure } from './parting.ts';
 import type { Patience } from './patience.ts';
 import { createReuse, isSameIdentity, type Reuse } from './reuse.ts';
-import type { Hello, Session, SessionIdentity, SessionMode } from './session.ts';
+import type { Session, SessionIdentity, SessionMode } from './session.ts';
 import { Slots, type House, type Slot, type SlotCounts } from './slots.ts';
 import { Demand, isSpareKey, settingsKey, spareKey, type Settings } from './spares.ts';
 import { leadsElsewhere } from './whereabouts.ts';
@@ -198,9 +199,10 @@ export class RolePool {
   }
 
   #door(wanted: Wanted, settings: string): Omit<Door, 'request' | 'deadline'> {
-    const { open, control, onQuarantine, lastEntry, healing } = this.#around;
+    const { open, mode, control, onQuarantine, lastEntry, healing } = this.#around;
     return {
       open: (slot, signal) => open(wanted, slot, signal),
+      greet: mode.greet,
       describe: (connection, backend) => this.#newborn(connection, backend, settings),
       control,
       onQuarantine,
@@ -249,12 +251,19 @@ export class RolePool {
   }
 
   async #makeSpare(wanted: Wanted, settings: string, key: string): Promise<void> {
-    const { upstream, patience, retired, control } = this.#around;
+    const { upstream, mode, patience, retired, control } = this.#around;
     const deadline = performance.now() + upstream.connectTimeoutMs;
     const door = { ...this.#door(wanted, settings), request: { keys: [], spare: key }, deadline };
     const entered = await patience.try(0, retired, () => enter(this.#slots, door, retired));
-    if (retired.aborted) await leave(entered, control, false);
-    else shelve(entered, this.#slots, key);
+    const { connection, backend } = entered.session;
+    try {
+      await mode.rehearse?.(connection, backend, retired);
+      retired.throwIfAborted();
+      shelve(entered, this.#slots, key);
+    } catch (error) {
+      await leave(entered, control, false);
+      throw error;
+    }
   }
 }
 

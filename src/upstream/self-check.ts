@@ -6,6 +6,24 @@ import { ProxyError } from '../errors.ts';
 /** A question for the backend: who `pgjot.user_id()` says it is. In hexadecimal, because the client has chosen the encoding of answers. */
 export const USER_ID = "pg_catalog.encode(pg_catalog.convert_to(pgjot.user_id(), 'UTF8'), 'hex')";
 
+/** A question for the backend: its process id. */
+export const BACKEND_PID = 'pg_catalog.pg_backend_pid()';
+
+/**
+ * Accepts the answer to `BACKEND_PID` when it is the one that the login said. A transaction pooler would have it asked of
+ * another backend each time.
+ *
+ * @throws {ProxyError} upstream_protocol
+ */
+export function assertBackend(answer: string | null | undefined, processId: number): void {
+  if (answer === String(processId)) return;
+  throw new ProxyError('upstream_protocol', {
+    cause: new Error(
+      'the backend that answers is not the one that logged in: is a transaction pooler in between?',
+    ),
+  });
+}
+
 /**
  * Accepts the answer to `USER_ID` when it is the subject, or NULL for nobody.
  *

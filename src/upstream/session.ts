@@ -5,26 +5,13 @@
  * its user is, and nothing has been asked of it that a client could have prepared an answer for.
  */
 import type { UpstreamConfig } from '../config.ts';
-import { ProxyError } from '../errors.ts';
 import type { SessionClaims } from '../identity/session-claims.ts';
-import { encodeQuery } from '../wire/frontend.ts';
-import { ask } from './ask.ts';
 import type { CancelTarget } from './cancel.ts';
 import type { StartupParameters, UpstreamConnection } from './connect.ts';
-import type { Backend, Control } from './control.ts';
+import type { Control, Hello } from './control.ts';
 import { createExtensionMode } from './pg-session-jwt.ts';
 import { createPortableMode } from './portable.ts';
 import { createReplicaMode } from './replica.ts';
-
-/** What a backend says of itself. */
-export interface Hello extends Backend {
-  /** Its login role has settings of its own: its last user changed it (attack E11). */
-  readonly dirty: boolean;
-  /** It belongs to a standby. */
-  readonly inRecovery: boolean;
-  /** The session mode that `pgjot setup` has prepared its database for; `portable` is `replica` on a standby. */
-  readonly preparedFor: string;
-}
 
 /** Whom the session is to belong to; without a subject, to nobody. */
 export interface SessionIdentity {
@@ -72,6 +59,18 @@ export interface SessionMode {
     localPort: number,
   ): Promise<StartupParameters>;
   /**
+   * What there is to know of a backend that has just logged in.
+   *
+   * @throws {ProxyError} upstream_protocol when it is not the one that the login said: then a transaction pooler stands between,
+   *   and no identity would be safe; and as `Control.greet`, or `ask`.
+   */
+  greet(connection: UpstreamConnection, signal: AbortSignal): Promise<Hello>;
+  /**
+   * Has a backend that is nobody's read all that `install` will need, so that this is at hand when its user comes. Undefined
+   * where a session has the identity that it began with.
+   */
+  rehearse?(connection: UpstreamConnection, backend: Hello, signal: AbortSignal): Promise<void>;
+  /**
    * Puts on the backend what was not in its StartupMessage, then has the backend say who its user is.
    *
    * @throws {ProxyError} session_setup_failed when that is not the one who was verified; the caller drops the connection.
@@ -98,33 +97,4 @@ export function createSessionMode(
   if (session === 'portable') return createPortableMode(control);
   if (session === 'replica') return createReplicaMode(secret, database);
   return createExtensionMode();
-}
-
-const HELLO = encodeQuery(
-  'select h.pid, h.backend_start, h.dirty, h.in_recovery, pgjot.mode() from pgjot.hello() as h',
-);
-
-/**
- * Asks the backend who it is.
- *
- * @throws {ProxyError} upstream_protocol when another backend answers than the one that logged in: then a
- *   transaction pooler stands between, and no identity would be safe. upstream_rejected when a timeout that the
- *   client itself has set came first; upstream_lost.
- */
-export async function hello(connection: UpstreamConnection, signal: AbortSignal): Promise<Hello> {
-  const [pid, start, dirty, inRecovery, mode] = await ask(connection, HELLO, signal);
-  if (Number(pid) !== connection.processId || start === undefined || start === null) {
-    throw new ProxyError('upstream_protocol', {
-      cause: new Error(
-        'the backend that answers is not the one that logged in: is a transaction pooler in between?',
-      ),
-    });
-  }
-  return {
-    pid: connection.processId,
-    start,
-    dirty: dirty !== 'f',
-    inRecovery: inRecovery === 't',
-    preparedFor: mode ?? '',
-  };
 }

@@ -10,6 +10,7 @@ import { postgresVersions } from '../support/postgres.ts';
 import {
   bind,
   Database,
+  greet,
   hello,
   SECRET,
   signIn,
@@ -135,6 +136,7 @@ describe.each(postgresVersions())('a hostile client on PostgreSQL %i', (version)
     `SELECT pgjot.lease('authenticated', 1)`,
     `SELECT pgjot.release('pgjot_authenticated_1')`,
     'SELECT pgjot.sweep()',
+    `SELECT pgjot.greet(pg_backend_pid(), 'pgjot_authenticated_1')`,
     'SELECT pgjot.assert_control()',
     'SELECT pgjot.backends(NULL)',
     'SELECT * FROM pgjot.session',
@@ -352,6 +354,7 @@ describe.each(postgresVersions())('a hostile client on PostgreSQL %i', (version)
     mallory = await signIn(database, control, 1, 'mallory');
     // session_preload_libraries is not for everybody to set; then nothing may have changed.
     expect(mallory.hello.dirty).toBe(spoilt === '00000');
+    expect((await greet(control, mallory.hello)).dirty).toBe(spoilt === '00000');
     expect(['00000', '42501']).toContain(spoilt);
     expect(await value(mallory, 'SELECT current_user')).toBe('authenticated');
     expect(await userId(mallory)).toBe('mallory');
@@ -386,8 +389,10 @@ describe.each(postgresVersions())('a hostile client on PostgreSQL %i', (version)
 
     expect(spoilt).toBe(version >= 15 ? '42501' : '00000');
     expect((await hello(mallory)).dirty).toBe(version < 15);
+    expect((await greet(control, mallory.hello)).dirty).toBe(version < 15);
     await repair();
     expect((await hello(mallory)).dirty).toBe(false);
+    expect((await greet(control, mallory.hello)).dirty).toBe(false);
   });
 
   it.each([

@@ -130,6 +130,18 @@ export async function hello(client: pg.Client): Promise<Hello> {
   return rows[0] as Hello;
 }
 
+/** What the control connection says of a backend: the same, but for its pid and slot. */
+export async function greet(
+  control: pg.Client,
+  { pid, slot }: Pick<Hello, 'pid' | 'slot'>,
+): Promise<{ start: string | null; dirty: boolean | null; in_recovery: boolean; mode: string }> {
+  const { rows } = await control.query(
+    'SELECT backend_start AS start, dirty, in_recovery, mode FROM pgjot.greet($1, $2)',
+    [pid, slot],
+  );
+  return rows[0] as Awaited<ReturnType<typeof greet>>;
+}
+
 /** Binds `sub` (or these claims) to a backend; returns the epoch. */
 export async function bind(
   control: pg.Client,

@@ -9,6 +9,7 @@ import { postgresVersions } from '../support/postgres.ts';
 import {
   bind,
   Database,
+  greet,
   hello,
   outcome,
   signIn,
@@ -53,6 +54,20 @@ describe.each(postgresVersions())('the session row on PostgreSQL %i', (version) 
       in_recovery: false,
     });
     expect(Number(said.start) / 1000).toBeGreaterThan(Date.now() - 60_000);
+    await database.end(superuser);
+  });
+
+  it('greet says the same to the control connection, of that backend on that slot alone', async () => {
+    const said = await hello(await database.slot(1));
+    const { start, dirty, in_recovery } = said;
+
+    expect(await greet(control, said)).toEqual({ start, dirty, in_recovery, mode: 'portable' });
+    const nobody = { start: null, dirty: null, in_recovery, mode: 'portable' };
+    expect(await greet(control, { ...said, slot: 'pgjot_authenticated_2' })).toEqual(nobody);
+    expect(await greet(control, { ...said, pid: 2 ** 31 - 1 })).toEqual(nobody);
+    const superuser = await database.superuser();
+    const pid = (await value(superuser, 'SELECT pg_backend_pid()')) as number;
+    expect(await greet(control, { pid, slot: 'pgjot_authenticated_1' })).toEqual(nobody);
     await database.end(superuser);
   });
 

@@ -9,6 +9,7 @@ const mode = (adopts: boolean, reusable = true): SessionMode => ({
   adopts,
   reusable,
   startupParameters: async () => [],
+  greet: () => Promise.reject(new Error('not asked for')),
   install: async () => {},
 });
 const alice: SessionIdentity = {

@@ -9,7 +9,8 @@ import type { Control } from '../../src/upstream/control.ts';
 import { createExtensionMode } from '../../src/upstream/pg-session-jwt.ts';
 import { createPortableMode } from '../../src/upstream/portable.ts';
 import { createReplicaMode } from '../../src/upstream/replica.ts';
-import { hello, type SessionIdentity, type SessionMode } from '../../src/upstream/session.ts';
+import { hello } from '../../src/upstream/hello.ts';
+import type { SessionIdentity, SessionMode } from '../../src/upstream/session.ts';
 import { encodeFrame, encodeInt32 } from '../../src/wire/frame.ts';
 import * as fake from '../support/fake-postgres.ts';
 import { nothingLeaked, openResources } from '../support/sockets.ts';
@@ -162,6 +163,7 @@ describe('hello', () => {
 
 const hexOf = (text: string) => Buffer.from(text).toString('hex');
 const HEX = hexOf('Zoë');
+const PID = '4711';
 const IDENTITY: SessionIdentity = {
   role: 'authenticated',
   issuer: 'https://issuer.example',
@@ -194,6 +196,7 @@ function control(): { bound: unknown[]; control: Control } {
     control: {
       bind: async (...given) => void bound.push(given),
       lease: unused,
+      greet: unused,
       giveBack: unused,
       rename: unused,
       neighbours: unused,
@@ -225,7 +228,12 @@ describe('mode portable', () => {
   test('binds the claims, then believes only what SQL on that backend sees', async () => {
     const { bound, control: by } = control();
 
-    const result = await installOn(PRIMARY, createPortableMode(by), IDENTITY, answerOf(row(HEX)));
+    const result = await installOn(
+      PRIMARY,
+      createPortableMode(by),
+      IDENTITY,
+      answerOf(row(HEX, PID)),
+    );
 
     expect(result).toBeUndefined();
     expect(bound).toEqual([[PRIMARY, '{"sub":"Zoë"}', IDENTITY.expiresAt]]);
@@ -234,15 +242,53 @@ describe('mode portable', () => {
   test.each(IMPOSTORS)('refuses a backend that sees %s', async (_, seen) => {
     const mode = createPortableMode(control().control);
 
-    expect(await installOn(PRIMARY, mode, IDENTITY, answerOf(row(seen)))).toMatchObject(FAILED);
+    expect(await installOn(PRIMARY, mode, IDENTITY, answerOf(row(seen, PID)))).toMatchObject(
+      FAILED,
+    );
+  });
+
+  test('greets a backend by way of the control connection, and takes its word that there is one', async () => {
+    const asked: unknown[] = [];
+    const said = { ...PRIMARY, dirty: true };
+    const by = {
+      ...control().control,
+      greet: async (...given: unknown[]) => {
+        asked.push(given);
+        return asked.length === 1 ? said : undefined;
+      },
+    };
+    const mode = createPortableMode(by);
+    const backend = { processId: 4_711, slot: 'pgjot_authenticated_1' } as UpstreamConnection;
+
+    expect(await mode.greet(backend, never)).toBe(said);
+    await expect(mode.greet(backend, never)).rejects.toMatchObject({ code: 'upstream_lost' });
+    expect(asked[0]).toEqual([4_711, 'pgjot_authenticated_1']);
+  });
+
+  test('refuses an answer of another backend, as behind a transaction pooler', async () => {
+    const mode = createPortableMode(control().control);
+    const install = (answer: Buffer) => installOn(PRIMARY, mode, IDENTITY, answerOf(answer));
+
+    expect(await install(row(HEX, '4712'))).toMatchObject({ code: 'upstream_protocol' });
+    expect(await install(row(HEX))).toMatchObject({ code: 'upstream_protocol' });
+  });
+
+  test('rehearses only on a backend that is nobody’s', async () => {
+    const mode = createPortableMode(control().control);
+    const rehearse = (answer: Buffer) =>
+      against(answerOf(answer), async (one) => mode.rehearse?.(one, PRIMARY, never));
+
+    expect(await rehearse(row(null, PID))).toBeUndefined();
+    expect(await rehearse(row(HEX, PID))).toMatchObject({ code: 'upstream_protocol' });
+    expect(await rehearse(row(null, '4712'))).toMatchObject({ code: 'upstream_protocol' });
   });
 
   test('binds nothing for nobody, and refuses a backend on which nobody is somebody', async () => {
     const { bound, control: by } = control();
     const mode = createPortableMode(by);
 
-    expect(await installOn(PRIMARY, mode, NOBODY, answerOf(row(null)))).toBeUndefined();
-    expect(await installOn(PRIMARY, mode, NOBODY, answerOf(row(HEX)))).toMatchObject(FAILED);
+    expect(await installOn(PRIMARY, mode, NOBODY, answerOf(row(null, PID)))).toBeUndefined();
+    expect(await installOn(PRIMARY, mode, NOBODY, answerOf(row(HEX, PID)))).toMatchObject(FAILED);
     expect(bound).toEqual([]);
   });
 
