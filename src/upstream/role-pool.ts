@@ -202,7 +202,7 @@ export class RolePool {
     const { open, mode, control, onQuarantine, lastEntry, healing } = this.#around;
     return {
       open: (slot, signal) => open(wanted, slot, signal),
-      greet: (connection, signal) => mode.greet(connection, signal),
+      greet: mode.greet,
       describe: (connection, backend) => this.#newborn(connection, backend, settings),
       control,
       onQuarantine,
