@@ -1,6 +1,7 @@
 /**
  * What the configuration's schema alone cannot say: settings that must agree with each other.
  */
+import { isDeepStrictEqual } from 'node:util';
 import { perIssuer } from './config-provider.ts';
 import type { Config } from './config.ts';
 import type { ConfigProblem } from './errors.ts';
@@ -145,6 +146,9 @@ function checkUpstreams(config: Config, report: Report): void {
         `upstreams.${id}.healSlots`,
         'is for the primary: nothing can be mended on a standby, and what the primary mends is mended there too',
       );
+    }
+    if (isDeepStrictEqual(one.secret, one.previousSecret)) {
+      report(`upstreams.${id}.previousSecret`, 'is where the secret itself is');
     }
     for (const [role, { slots }] of Object.entries(one.roles)) {
       // As `session-sql/credentials.ts` makes them; the last has the longest number.

@@ -81,6 +81,25 @@ export function configJsonSchema(): object {
   };
 }
 
+/** An upstream's secret and, while that is rotated, the one before it. */
+export interface SecretPair {
+  readonly current: string;
+  readonly previous?: string | undefined;
+}
+
+/**
+ * The secrets of an upstream, whose path in the configuration this is.
+ *
+ * @throws {ConfigError} as `readSecret`.
+ */
+export function readSecrets(upstream: UpstreamConfig, path: string): SecretPair {
+  const { secret, previousSecret } = upstream;
+  return {
+    current: readSecret(secret, `${path}.secret`),
+    previous: previousSecret && readSecret(previousSecret, `${path}.previousSecret`),
+  };
+}
+
 /**
  * The secret that a configuration points to.
  *
@@ -163,6 +182,7 @@ function absolutePaths(config: Config, base: string): Config {
       ...one,
       tls: tls(one.tls),
       secret: secret(one.secret),
+      ...(one.previousSecret && { previousSecret: secret(one.previousSecret) }),
     })),
   };
 }

@@ -9,7 +9,7 @@ import { constants, X509Certificate } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { createSecureContext, type SecureContext } from 'node:tls';
 import { isDeepStrictEqual } from 'node:util';
-import { readSecret, type Config, type UpstreamConfig } from './config.ts';
+import { readSecrets, type Config, type SecretPair, type UpstreamConfig } from './config.ts';
 import type { ConnectionContext } from './connection.ts';
 import { ConfigError, ProxyError } from './errors.ts';
 import { clientTlsMode } from './exposure.ts';
@@ -27,8 +27,11 @@ export interface House {
   readonly logger: Logger;
   readonly metrics: Metrics;
   readonly cancels: Cancels;
-  readonly admit: ConnectionContext['admit'];
-  readonly cancel: ConnectionContext['cancel'];
+  /**
+   * Counts a client in while there are fewer than `limit`, and returns how to count it out again. Throws
+   * `too_many_clients`, `draining`, or the signal's reason.
+   */
+  admit(limit: number, signal: AbortSignal): Promise<() => void>;
   /** What administrators had revoked before the first generation. */
   readonly revocations: readonly Revocation[];
   /** The generation that new connections belong to. */
@@ -72,9 +75,9 @@ export function createGeneration(
   const certificate = loadCertificate(config);
   // All that may fail comes first; then parts are made that would have to be closed again.
   const secrets = new Map(
-    Object.entries(config.upstreams).map(([id, { secret }]) => [
+    Object.entries(config.upstreams).map(([id, upstream]) => [
       id,
-      readSecret(secret, `upstreams.${id}.secret`),
+      readSecrets(upstream, `upstreams.${id}`),
     ]),
   );
   const revocations = new Revocations(
@@ -86,9 +89,9 @@ export function createGeneration(
     },
   );
   const pools = new Map(
-    [...secrets].map(([id, secret]) => [
+    [...secrets].map(([id, pair]) => [
       id,
-      poolFor(id, config.upstreams[id] as UpstreamConfig, secret, house, predecessor),
+      poolFor(id, config.upstreams[id] as UpstreamConfig, pair, house, predecessor),
     ]),
   );
   const verifier = createVerifier(config, {
@@ -109,15 +112,17 @@ export function createGeneration(
       allowParameters: config.startupParameters.allow,
     },
     verifier,
-    cancels: house.cancels,
+    cancels: {
+      ...house.cancels,
+      forward(key) {
+        metrics.cancelRequests.inc();
+        return house.cancels.forward(key);
+      },
+    },
     maxTokenBytes: config.limits.maxTokenBytes,
     loginTimeoutMs: config.limits.loginTimeoutMs,
     sessions: config.sessions,
-    admit: house.admit,
-    cancel(key, address) {
-      metrics.cancelRequests.inc();
-      return house.cancel(key, address);
-    },
+    admit: (signal) => house.admit(config.limits.maxClients, signal),
     current: () => house.current().context,
     anonymous: (asking) => decideAnonymous(config, asking),
     discovery: (asking) => chooseAuthentication(config, asking),
@@ -192,16 +197,16 @@ function closing(close: () => void) {
 /** A pool that generations hand on, and that closes when nobody has a session of it any more. */
 export class SharedPool {
   readonly upstream: UpstreamConfig;
-  /** By this a rotated secret is told. Not logged. */
-  readonly secret: string;
+  /** By these a rotated secret is told. Not logged. */
+  readonly secrets: SecretPair;
   readonly #pool: Pool;
   #leases = 0;
   #whenUnused: (() => void) | undefined;
 
-  constructor(pool: Pool, upstream: UpstreamConfig, secret: string) {
+  constructor(pool: Pool, upstream: UpstreamConfig, secrets: SecretPair) {
     this.#pool = pool;
     this.upstream = upstream;
-    this.secret = secret;
+    this.secrets = secrets;
   }
 
   async acquire(...given: Parameters<Pool['acquire']>): Promise<Lease> {
@@ -245,13 +250,18 @@ export class SharedPool {
 function poolFor(
   id: string,
   upstream: UpstreamConfig,
-  secret: string,
+  secrets: SecretPair,
   { logger, metrics }: House,
   predecessor: Generation | undefined,
 ): SharedPool {
   const known = predecessor?.pools.get(id);
-  if (known?.secret === secret && isDeepStrictEqual(known.upstream, upstream)) return known;
-  const pool = createPool(upstream, secret, {
+  if (
+    known !== undefined &&
+    isDeepStrictEqual([known.secrets, known.upstream], [secrets, upstream])
+  ) {
+    return known;
+  }
+  const pool = createPool(upstream, secrets, {
     onEntered: (role, source) => metrics.leases.inc({ upstream: id, role, source }),
     onWaited: (role, ms) => metrics.waitSeconds.observe({ upstream: id, role }, ms / 1000),
     onQuarantine(slot, error) {
@@ -272,9 +282,18 @@ function poolFor(
     onHealingFailed(slot, error) {
       logger.error({ event: 'slot_not_healed', upstream: id, slot, ...explain(error) });
     },
+    onSecretChange(setting) {
+      logger.info({ event: 'secret_changed', upstream: id, setting: `upstreams.${id}.${setting}` });
+    },
+    onSecretsRefused() {
+      logger.error({ event: 'secret_refused', upstream: id, advice: SECRET_ADVICE });
+    },
   });
-  return new SharedPool(pool, upstream, secret);
+  return new SharedPool(pool, upstream, secrets);
 }
+
+const SECRET_ADVICE =
+  'the server has another secret, by pgjot rotate-secret or setup: give this proxy the new one and reload it';
 
 function loadCertificate(
   config: Config,

@@ -8,11 +8,12 @@ import { createSecureContext } from 'node:tls';
 import { Command } from 'commander';
 import { DatabaseError } from 'pg';
 import { perIssuer } from '../config-provider.ts';
-import { loadConfig, readSecret, type Config } from '../config.ts';
+import { loadConfig, readSecrets, type Config } from '../config.ts';
 import { ConfigError, ProxyError, type ConfigProblem } from '../errors.ts';
 import { KeySet } from '../identity/jwks.ts';
 import { createControl } from '../upstream/control.ts';
 import { createLookup } from '../upstream/lookup.ts';
+import { Secrets } from '../upstream/secrets.ts';
 import { EXIT } from './failure.ts';
 import { CONFIG_FILE } from './start.ts';
 
@@ -28,17 +29,24 @@ export function checkCommand(): Command {
     .description('report every problem of the configuration')
     .option('--config <file>', 'the configuration', CONFIG_FILE)
     .option('--online', "also fetch each provider's keys and log in to each upstream")
-    .option('--json', 'print { "problems": [{ "path", "message" }] } on standard output')
+    .option(
+      '--json',
+      'print { "problems": [{ "path", "message" }], "notes": […] } on standard output',
+    )
     .action(async (options: CheckOptions) => {
       const { problems, config } = checkOffline(options.config);
+      const notes: ConfigProblem[] = [];
       let status: number = problems.length > 0 ? EXIT.config : 0;
       if (options.online && config !== undefined) {
-        const found = await checkOnline(config);
+        const found = await checkOnline(config, notes);
         if (found.length > 0 && status === 0) status = EXIT.unavailable;
         problems.push(...found);
       }
-      if (options.json) console.log(JSON.stringify({ problems }, null, 2));
-      else for (const { path, message } of problems) console.error(`${path}: ${message}`);
+      if (options.json) console.log(JSON.stringify({ problems, notes }, null, 2));
+      else {
+        for (const { path, message } of problems) console.error(`${path}: ${message}`);
+        for (const { path, message } of notes) console.log(`note: ${path} ${message}`);
+      }
       if (problems.length === 0 && !options.json) console.log(`${options.config} is fine`);
       process.exitCode = status;
     });
@@ -56,9 +64,9 @@ function checkOffline(file: string): { problems: ConfigProblem[]; config?: Confi
 }
 
 function secretProblems(config: Config): ConfigProblem[] {
-  return Object.entries(config.upstreams).flatMap(([name, { secret }]) => {
+  return Object.entries(config.upstreams).flatMap(([name, upstream]) => {
     try {
-      readSecret(secret, `upstreams.${name}.secret`);
+      readSecrets(upstream, `upstreams.${name}`);
       return [];
     } catch (error) {
       if (error instanceof ConfigError) return error.problems;
@@ -94,12 +102,13 @@ function certificateProblems(config: Config): ConfigProblem[] {
   });
 }
 
-async function checkOnline(config: Config): Promise<ConfigProblem[]> {
+/** The problems; what is no problem but good to know is added to `notes`. */
+async function checkOnline(config: Config, notes: ConfigProblem[]): Promise<ConfigProblem[]> {
   const found = await Promise.all([
     ...Object.entries(config.providers).flatMap(([name, provider]) =>
       perIssuer(provider).map((one) => keyProblems(name, one, config)),
     ),
-    ...Object.keys(config.upstreams).map((name) => upstreamProblems(name, config)),
+    ...Object.keys(config.upstreams).map((name) => upstreamProblems(name, config, notes)),
   ]);
   return found.flat();
 }
@@ -128,19 +137,23 @@ async function keyProblems(
 const UNKNOWN_ROLE = '42704';
 
 /** Logs in as the control role and asks for no slot at all of each role, which it alone may do; then tries the lookup. */
-async function upstreamProblems(name: string, config: Config): Promise<ConfigProblem[]> {
+async function upstreamProblems(
+  name: string,
+  config: Config,
+  notes: ConfigProblem[],
+): Promise<ConfigProblem[]> {
   const path = `upstreams.${name}`;
   const upstream = config.upstreams[name];
   if (upstream === undefined) return [];
-  let secret: string;
+  let secrets: Secrets;
   try {
-    secret = readSecret(upstream.secret, path);
+    secrets = new Secrets(readSecrets(upstream, path));
   } catch {
     // Reported already.
     return [];
   }
   const problems: ConfigProblem[] = [];
-  const control = createControl(upstream, secret, () => {});
+  const control = createControl(upstream, secrets, () => {});
   try {
     for (const role of Object.keys(upstream.roles)) {
       try {
@@ -158,20 +171,32 @@ async function upstreamProblems(name: string, config: Config): Promise<ConfigPro
         if (!ofRole) return problems;
       }
     }
-    problems.push(...(await lookupProblems(upstream, secret, path)));
+    notes.push(...rotationNotes(name, secrets));
+    problems.push(...(await lookupProblems(upstream, secrets, path)));
     return problems;
   } finally {
     await control.close();
   }
 }
 
+/** Where the rotation of the secret stands; the control connection has shown which one the server has. */
+function rotationNotes(name: string, { all, inUse }: Secrets): ConfigProblem[] {
+  const path = `upstreams.${name}.previousSecret`;
+  if (all.length === 1) return [];
+  const message =
+    inUse === all[0]
+      ? 'is of no use any more: the server has the new secret. Take it out, and reload every proxy'
+      : `is what the server still has: run "pgjot rotate-secret ${name}" when every proxy has both secrets`;
+  return [{ path, message }];
+}
+
 /** Has PostgreSQL judge the lookup's query without running it. */
 async function lookupProblems(
   upstream: Config['upstreams'][string],
-  secret: string,
+  secrets: Secrets,
   path: string,
 ): Promise<ConfigProblem[]> {
-  const lookup = createLookup(upstream, secret);
+  const lookup = createLookup(upstream, secrets);
   try {
     await lookup?.check();
     return [];

@@ -5,7 +5,7 @@
  */
 import { Command } from 'commander';
 import { DatabaseError } from 'pg';
-import { readSecret } from '../config.ts';
+import { readSecrets } from '../config.ts';
 import { ADMIN_URL, answer, connectAsAdmin, upstreamNamed } from './admin.ts';
 import { diagnose } from './doctor/diagnose.ts';
 import { count, type Finding } from './doctor/finding.ts';
@@ -39,11 +39,11 @@ more. Exit status: 0 when nothing critical and no warning was found, ${EXIT.fail
 
 async function examineUpstream(name: string, { config: configFile, json }: DoctorOptions) {
   const { config, upstream } = upstreamNamed(name, configFile);
-  const secret = readSecret(upstream.secret, `upstreams.${name}.secret`);
+  const secrets = readSecrets(upstream, `upstreams.${name}`);
   const admin = await connectAsAdmin(upstream.database, 'pgjot doctor');
   let findings: Finding[];
   try {
-    findings = await diagnose(admin, { name, config, configFile, secret });
+    findings = await diagnose(admin, { name, config, configFile, secrets });
   } catch (error) {
     if (!(error instanceof DatabaseError)) throw error;
     throw new CommandError('failure', visible(answer(error)), { cause: error });

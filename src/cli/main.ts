@@ -13,6 +13,7 @@ import { doctorCommand } from './doctor.ts';
 import { explainCommand } from './explain.ts';
 import { CommandError, EXIT } from './failure.ts';
 import { providerCommand } from './provider.ts';
+import { rotateSecretCommand } from './rotate-secret.ts';
 import { setupCommand } from './setup.ts';
 import { sqlCommand } from './sql.ts';
 import { startCommand } from './start.ts';
@@ -45,6 +46,7 @@ const commands = [
   doctorCommand,
   explainCommand,
   providerCommand,
+  rotateSecretCommand,
   tokenCommand,
   sqlCommand,
 ];

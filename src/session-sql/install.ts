@@ -5,8 +5,7 @@
  * removes it again, in `no-heal.sql` and `uninstall.sql`. This file gives them names and verifiers and runs them in one transaction. It neither
  * looks for problems (`pgjot doctor`) nor opens the administrator's connection.
  */
-import { readFile } from 'node:fs/promises';
-import pg from 'pg';
+import type pg from 'pg';
 import {
   CONTROL_ROLE,
   deriveIdentityKey,
@@ -15,6 +14,7 @@ import {
   scramVerifier,
   slotName,
 } from './credentials.ts';
+import { plan, run, type Script } from './script.ts';
 
 /**
  * The version of the SQL objects, which `pgjot.version()` returns. It grows whenever the objects change, so
@@ -63,19 +63,6 @@ interface PlannedSlot {
   readonly number: number;
   readonly verifier: string;
   readonly attributes: readonly string[];
-}
-
-/** SQL files, and the settings that they read, by name; those in `secrets` are shown to nobody. */
-interface Script {
-  readonly settings: Readonly<Record<string, string>>;
-  readonly secrets?: Readonly<Record<string, string>>;
-  readonly files: readonly string[];
-}
-
-/** The part of a NoticeResponse that we read. */
-interface Notice {
-  readonly severity: string | undefined;
-  readonly message: string | undefined;
 }
 
 const MAX_SLOTS = 10_000;
@@ -186,100 +173,4 @@ function uninstallScript({ keepRoles = false }: UninstallOptions): Script {
     settings: { 'pgjot_install.keep_roles': String(keepRoles) },
     files: ['no-heal.sql', 'uninstall.sql'],
   };
-}
-
-async function plan({ settings, secrets = {}, files }: Script): Promise<readonly string[]> {
-  return [
-    '-- psql -X -v ON_ERROR_STOP=1 -f …\nBEGIN;',
-    ...Object.entries(settings).map(
-      ([name, value]) => `SET LOCAL ${name} = ${pg.escapeLiteral(value)};`,
-    ),
-    LOCK_TIMEOUT,
-    SECRETS,
-    ...Object.keys(secrets).map(
-      (name) => `-- Here pgjot setup adds the row "${name}". Without it, standbys serve nobody.`,
-    ),
-    ...(await Promise.all(files.map(readSql))),
-    'COMMIT;',
-  ];
-}
-
-/** Runs the script in one transaction and returns what its INFO messages said. */
-async function run(
-  admin: pg.Client,
-  { settings, secrets = {}, files }: Script,
-): Promise<readonly string[]> {
-  const texts = await Promise.all(files.map(readSql));
-  const changes: string[] = [];
-  const onNotice = ({ severity, message }: Notice) => {
-    if (severity === 'INFO') changes.push(message ?? '');
-  };
-  admin.on('notice', onNotice);
-  try {
-    await inTransaction(admin, async () => {
-      await admin.query(LOCK_TIMEOUT);
-      for (const [name, value] of Object.entries(settings)) {
-        await admin.query('SELECT pg_catalog.set_config($1, $2, true)', [name, value]);
-      }
-      await admin.query(SECRETS);
-      const rows = Object.entries(secrets).map(([name, value]) => `${name}\t${value}\n`);
-      await copyIn(admin, 'COPY pg_temp.pgjot_secret FROM STDIN', rows.join(''));
-      for (const text of texts) await admin.query(text);
-    });
-  } finally {
-    admin.off('notice', onNotice);
-  }
-  return changes;
-}
-
-// A client that holds a lock on its own slot must not keep an administrator waiting for ever, and everybody behind him.
-const LOCK_TIMEOUT = "SET LOCAL lock_timeout = '10s';";
-const SECRETS =
-  'CREATE TEMP TABLE pgjot_secret (name text PRIMARY KEY, value text) ON COMMIT DROP;';
-
-/** What `pg` asks of a query of its own, as far as COPY needs it; `connection` is its protocol's. */
-interface CopyConnection {
-  query(sql: string): void;
-  sendCopyFromChunk(chunk: Buffer): void;
-  endCopyFrom(): void;
-}
-
-/** Runs `COPY … FROM STDIN`. `pg` knows the messages but has no method for it. */
-function copyIn(admin: pg.Client, sql: string, rows: string): Promise<void> {
-  return new Promise((resolve, reject) => {
-    const nothing = () => {};
-    const copy = {
-      submit: (connection: CopyConnection) => connection.query(sql),
-      handleCopyInResponse(connection: CopyConnection) {
-        connection.sendCopyFromChunk(Buffer.from(rows));
-        connection.endCopyFrom();
-      },
-      handleError: (error: Error) => reject(error),
-      handleReadyForQuery: () => resolve(),
-      handleCommandComplete: nothing,
-      handleRowDescription: nothing,
-      handleDataRow: nothing,
-      handleEmptyQuery: nothing,
-      handlePortalSuspended: nothing,
-      handleCopyData: nothing,
-    };
-    admin.query(copy as unknown as pg.Submittable);
-  });
-}
-
-async function inTransaction(admin: pg.Client, work: () => Promise<void>): Promise<void> {
-  await admin.query('BEGIN');
-  try {
-    await work();
-    await admin.query('COMMIT');
-  } catch (error) {
-    // The connection itself may be what failed; the first error is the one that explains.
-    await admin.query('ROLLBACK').catch(() => undefined);
-    throw error;
-  }
-}
-
-// The build copies the .sql files beside the compiled module, so one relative path serves both.
-function readSql(file: string): Promise<string> {
-  return readFile(new URL(file, import.meta.url), 'utf8');
 }

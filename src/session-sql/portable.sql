@@ -321,13 +321,23 @@ CREATE UNLOGGED TABLE IF NOT EXISTS pgjot.lease (
   control_start int8 NOT NULL
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 200);
 
--- The key of the identities on standbys, as the two blocks that HMAC (RFC 2104) hashes first; at most one row. Not
--- unlogged: standbys have to have it. Dumps carry it, so it goes with the upstream's secret when that is rotated.
+-- The key of the identities on standbys, as the two blocks that HMAC (RFC 2104) hashes first; and, since version 3, the one
+-- before the last rotation, for the sessions that it has signed, until `pgjot rotate-secret --finish`. Not unlogged:
+-- standbys have to have it. Dumps carry it, so it goes with the upstream's secret when that is rotated.
 CREATE TABLE IF NOT EXISTS pgjot.identity_key (
   inner_block bytea NOT NULL,
   outer_block bytea NOT NULL
 );
-CREATE UNIQUE INDEX IF NOT EXISTS identity_key_only_one ON pgjot.identity_key ((true));
+-- Not where it is so already: the lock would be taken on standbys too, and end the transactions of who has read it there.
+DO $previous_key$
+BEGIN
+  IF NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = 'pgjot.identity_key'::regclass AND a.attname = 'current') THEN
+    ALTER TABLE pgjot.identity_key ADD COLUMN current bool NOT NULL DEFAULT true;
+    DROP INDEX IF EXISTS pgjot.identity_key_only_one;
+  END IF;
+END
+$previous_key$;
+CREATE UNIQUE INDEX IF NOT EXISTS identity_key_one_current ON pgjot.identity_key (current);
 
 DO $identity_key$
 DECLARE
@@ -343,7 +353,9 @@ BEGIN
     inner_pad := set_byte(inner_pad, i, get_byte(key, i) # 54);      -- 0x36
     outer_pad := set_byte(outer_pad, i, get_byte(key, i) # 92);      -- 0x5c
   END LOOP;
-  DELETE FROM pgjot.identity_key k WHERE k.inner_block <> inner_pad;
+  -- With another key than the current one, all go: what a rotation has kept is kept by the secret that it led to.
+  DELETE FROM pgjot.identity_key k
+   WHERE NOT EXISTS (SELECT FROM pgjot.identity_key c WHERE c.current AND c.inner_block = inner_pad);
   INSERT INTO pgjot.identity_key (inner_block, outer_block)
   SELECT inner_pad, outer_pad WHERE length(key) > 0
   ON CONFLICT DO NOTHING;
@@ -661,22 +673,22 @@ DECLARE
   setting  constant text := current_setting('pgjot.identity', true);
   signed   constant text := split_part(setting, '.', 1);
   key      pgjot.identity_key;
-  expected bytea;
   given    bytea;
+  genuine  bool := false;
   identity jsonb;
 BEGIN
   -- Shaped as we write it, so that nothing below raises an error, which could be told from NULL.
   IF setting IS NULL OR setting !~ '^[A-Za-z0-9+/]+={0,2}[.][A-Za-z0-9+/]{43}=$' THEN
     RETURN NULL;
   END IF;
-  SELECT * INTO key FROM pgjot.identity_key;
-  IF key.inner_block IS NULL THEN
-    RETURN NULL;
-  END IF;
   given := decode(split_part(setting, '.', 2), 'base64');
-  expected := sha256(key.outer_block || sha256(key.inner_block || convert_to(signed, 'UTF8')));
-  -- Not compared as they are: how long that takes would tell how much of a guess is right.
-  IF sha256(key.outer_block || given) <> sha256(key.outer_block || expected) THEN
+  FOR key IN SELECT * FROM pgjot.identity_key k ORDER BY k.current DESC LOOP
+    -- Not compared as they are: how long that takes would tell how much of a guess is right.
+    genuine := sha256(key.outer_block || given)
+               = sha256(key.outer_block || sha256(key.outer_block || sha256(key.inner_block || convert_to(signed, 'UTF8'))));
+    EXIT WHEN genuine;
+  END LOOP;
+  IF NOT genuine THEN
     RETURN NULL;
   END IF;
 

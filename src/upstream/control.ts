@@ -15,6 +15,7 @@ import { CONTROL_ROLE, derivePassword } from '../session-sql/credentials.ts';
 import { encodeErrorFields } from '../wire/backend.ts';
 import { inBatches } from './batch.ts';
 import { KEEPALIVES, upstreamTlsOptions } from './dial.ts';
+import type { Secrets } from './secrets.ts';
 import { leadsElsewhere } from './whereabouts.ts';
 
 /** A backend of ours: its process id, and when it started in microseconds since the epoch, as PostgreSQL wrote it. */
@@ -69,15 +70,19 @@ export interface Control {
 const GOODBYE_MS = 2_000;
 
 /** What a control connection is called in pg_stat_activity, at the beginning. */
-export const CONTROL_NAME = 'pgjot control';
+const CONTROL_NAME = 'pgjot control';
+
+/** What a control connection is called whose proxy has these secrets and has this to say to others. */
+export function controlName(secrets: Secrets, words: readonly string[]): string {
+  return [CONTROL_NAME, secrets.sign, ...words].filter(Boolean).join(' ');
+}
 
 /** A control connection; `onLoss` is called once for each connection that was lost, with its leases. */
 export function createControl(
   upstream: UpstreamConfig,
-  secret: string,
+  secrets: Secrets,
   onLoss: () => void,
 ): Control {
-  const password = derivePassword(secret, CONTROL_ROLE);
   let opening: Promise<pg.Client> | undefined;
   let current: pg.Client | undefined;
   // Refuses further questions; then even those in the queue.
@@ -87,7 +92,7 @@ export function createControl(
   let outage = { error: undefined as ProxyError | undefined, asked: 0 };
   let asked = 0;
   const sockets = new WeakMap<pg.Client, Socket>();
-  let name = CONTROL_NAME;
+  let name = controlName(secrets, []);
 
   const lost = (client: pg.Client) => {
     if (current !== client) return;
@@ -96,14 +101,16 @@ export function createControl(
     if (!closed) onLoss();
   };
 
-  const open = async (): Promise<pg.Client> => {
+  const open = () => secrets.try(openWith);
+
+  const openWith = async (secret: string): Promise<pg.Client> => {
     const socket = new Socket();
     const client = new pg.Client({
       host: upstream.host,
       port: upstream.port,
       database: upstream.database,
       user: CONTROL_ROLE,
-      password,
+      password: derivePassword(secret, CONTROL_ROLE),
       ssl: upstreamTlsMode(upstream) === 'disable' ? false : upstreamTlsOptions(upstream),
       stream: () => socket,
       application_name: name,
@@ -327,6 +334,10 @@ function asProxyError(cause: unknown): ProxyError {
   // It knows no such backend, or may not write: it is not, or no more, the server that the client's session is on.
   if (sqlstate === '08003' || sqlstate === '55000' || sqlstate === '25006') {
     return new ProxyError('upstream_lost', { cause });
+  }
+  if (sqlstate === '28P01') {
+    cause.message +=
+      ' (has the secret been rotated? this proxy needs the one that the server has now)';
   }
   if (sqlstate === '42883' || sqlstate === '3F000') {
     cause.message += ' (pgjot is not installed in this database: run pgjot setup)';

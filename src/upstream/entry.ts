@@ -8,6 +8,7 @@ import { ProxyError } from '../errors.ts';
 import { disconnect, UpstreamError, type UpstreamConnection } from './connect.ts';
 import type { Control, Hello } from './control.ts';
 import type { Healing } from './healing.ts';
+import { isPasswordRefused } from './secrets.ts';
 import type { Session, SessionMode } from './session.ts';
 import { QUARANTINE_MS, type Slot, type SlotRequest, type Slots } from './slots.ts';
 
@@ -40,6 +41,8 @@ export interface Door {
   readonly lastEntry: { at: number };
   /** Told how long it took to get a slot, or not to, in ms. */
   readonly onWaited?: (ms: number) => void;
+  /** Whether the server refuses every secret that we have, whichever the role: then no slot is to blame. */
+  readonly areSecretsRefused: () => Promise<boolean>;
   /** What mends slots, where the configuration lets the proxy do that. */
   readonly healing: Healing | undefined;
 }
@@ -79,6 +82,10 @@ export async function enter(
       // What the slot's last user made PostgreSQL say is not for this one to read.
       const code = fault === 'in use' ? 'pool_timeout' : 'upstream_login_rejected';
       refusal = new ProxyError(code, { cause: error.cause });
+      if (isPasswordRefused(error) && (await door.areSecretsRefused())) {
+        slot.quarantine(REFUSED_MS);
+        throw secretsRefused(error);
+      }
       if (fault === 'in use') slot.quarantine(IN_USE_MS);
       else if (fault === 'spoilt' || enteredLately(door)) condemn(entry, door);
       // Mending it needs the secret, too, so it also tells whether that is to blame.
@@ -142,6 +149,13 @@ function condemn({ slot, error }: Refusal, door: Door): void {
 
 function enteredLately(door: Door): boolean {
   return performance.now() - door.lastEntry.at < QUARANTINE_MS;
+}
+
+/** Users can change the passwords of their slots, and not that of the control role. */
+function secretsRefused({ cause }: ProxyError): ProxyError {
+  const why =
+    'the server refuses the secret of this proxy, which has been rotated: give the proxy the new one and reload';
+  return new ProxyError('upstream_login_rejected', { cause: new Error(why, { cause }) });
 }
 
 /** Users spoil slots one by one; when two in a row are refused, and none was let in lately, it is not users. */

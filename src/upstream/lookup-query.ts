@@ -11,6 +11,7 @@ import type { LookupConfig, UpstreamConfig } from '../config.ts';
 import { upstreamTlsMode } from '../exposure.ts';
 import { derivePassword, LOOKUP_ROLE } from '../session-sql/credentials.ts';
 import { KEEPALIVES, upstreamTlsOptions } from './dial.ts';
+import type { Secrets } from './secrets.ts';
 
 /** The query, ready to be run. Its errors are for the log alone. */
 export interface LookupQuery {
@@ -25,13 +26,13 @@ export interface LookupQuery {
 /** Of a row's JSON text: many times what policies can want, and 10,000 of them still fit in memory. */
 export const MAX_ROW_BYTES = 32_768;
 
-/** The query of this upstream; connects when first needed. `secret` is the upstream's. */
+/** The query of this upstream; connects when first needed. `secrets` are the upstream's. */
 export function createLookupQuery(
   upstream: UpstreamConfig,
   lookup: LookupConfig,
-  secret: string,
+  secrets: Secrets,
 ): LookupQuery {
-  const connections = createConnections(upstream, lookup, secret);
+  const connections = createConnections(upstream, lookup, secrets);
   const text = wrap(lookup.sql);
 
   const check = async (client: pg.ClientBase): Promise<void> => {
@@ -150,15 +151,18 @@ const GOODBYE_MS = 2_000;
 const SILENCE_MS = 1_000;
 
 /** Connections as `pgjot_lookup`, opened when they are needed and closed when they have not been for a while. */
-function createConnections(upstream: UpstreamConfig, { timeoutMs }: LookupConfig, secret: string) {
-  const password = derivePassword(secret, LOOKUP_ROLE);
+function createConnections(
+  upstream: UpstreamConfig,
+  { timeoutMs }: LookupConfig,
+  secrets: Secrets,
+) {
   const sockets = new Set<Socket>();
   let ssl: ReturnType<typeof upstreamTlsOptions> | false = false;
   const prepared = new WeakSet<pg.ClientBase>();
   let intruder: string | undefined;
 
   class LookupClient extends pg.Client {
-    constructor() {
+    constructor(options?: { readonly password?: string }) {
       const socket = new Socket();
       sockets.add(socket.once('close', () => sockets.delete(socket)));
       super({
@@ -166,7 +170,7 @@ function createConnections(upstream: UpstreamConfig, { timeoutMs }: LookupConfig
         port: upstream.port,
         database: upstream.database,
         user: LOOKUP_ROLE,
-        password,
+        password: options?.password,
         ssl,
         stream: () => socket,
         application_name: 'pgjot lookup',
@@ -180,22 +184,31 @@ function createConnections(upstream: UpstreamConfig, { timeoutMs }: LookupConfig
     }
   }
 
-  const pool = new pg.Pool({
-    Client: LookupClient,
-    max: MAX_CONNECTIONS,
-    idleTimeoutMillis: IDLE_MS,
-    maxLifetimeSeconds: LIFETIME_S,
-    connectionTimeoutMillis: upstream.connectTimeoutMs,
-  });
-  pool.on('error', () => {});
+  // One for each secret: connections live on when it is rotated, and those of another are closed when they have been idle.
+  const pools = new Map(
+    secrets.all.map((secret) => {
+      const pool = new pg.Pool({
+        Client: LookupClient,
+        password: derivePassword(secret, LOOKUP_ROLE),
+        max: MAX_CONNECTIONS,
+        idleTimeoutMillis: IDLE_MS,
+        maxLifetimeSeconds: LIFETIME_S,
+        connectionTimeoutMillis: upstream.connectTimeoutMs,
+      });
+      return [secret, pool.on('error', () => {})];
+    }),
+  );
 
   const open = async (): Promise<pg.PoolClient> => {
     try {
       // For each new connection, because certificates are renewed; not in its constructor, where nobody would catch it.
-      if (pool.idleCount === 0 && upstreamTlsMode(upstream) !== 'disable') {
-        ssl = upstreamTlsOptions(upstream);
-      }
-      return await pool.connect();
+      return await secrets.try((secret) => {
+        const pool = pools.get(secret) as pg.Pool;
+        if (pool.idleCount === 0 && upstreamTlsMode(upstream) !== 'disable') {
+          ssl = upstreamTlsOptions(upstream);
+        }
+        return pool.connect();
+      });
     } catch (cause) {
       const advice = sqlstateOf(cause)?.startsWith('28') ? ' (pgjot setup makes the role)' : '';
       throw new Error(`cannot connect as ${LOOKUP_ROLE}${advice}`, { cause });
@@ -226,7 +239,7 @@ function createConnections(upstream: UpstreamConfig, { timeoutMs }: LookupConfig
       }
     },
     async close(): Promise<void> {
-      const ended = pool.end().catch(() => {});
+      const ended = Promise.allSettled([...pools.values()].map((pool) => pool.end()));
       await Promise.race([ended, delay(GOODBYE_MS, undefined, { ref: false })]);
       for (const socket of sockets) socket.destroy();
     },

@@ -10,6 +10,7 @@ import type { LookupConfig, UpstreamConfig } from '../config.ts';
 import { ProxyError } from '../errors.ts';
 import { resolvePointer } from '../identity/pointer.ts';
 import { createLookupQuery, MAX_ROW_BYTES, type LookupQuery } from './lookup-query.ts';
+import type { Secrets } from './secrets.ts';
 
 /** The lookup of one upstream. */
 export interface Lookup {
@@ -32,17 +33,17 @@ export interface Lookup {
 }
 
 /**
- * The lookup that `upstream` has configured, if any; `secret` is the upstream's. Connects when first
+ * The lookup that `upstream` has configured, if any; `secrets` are the upstream's. Connects when first
  * needed. `onProblem` is told when one fails that is not required: that login goes on, with null.
  */
 export function createLookup(
   upstream: UpstreamConfig,
-  secret: string,
+  secrets: Secrets,
   onProblem: (error: ProxyError) => void = () => {},
 ): Lookup | undefined {
   const { lookup } = upstream;
   if (lookup === undefined) return undefined;
-  const query = createLookupQuery(upstream, lookup, secret);
+  const query = createLookupQuery(upstream, lookup, secrets);
   const memory = createMemory(lookup, (values) => ask(query, values));
   let closed = false;
 

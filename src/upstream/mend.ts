@@ -4,16 +4,11 @@
  * Not over the control connection. That may be older than a secret which setup has been given since, and would lock
  * everybody out who has the new one, slot by slot; and no login's question shall wait for this. Bounds nothing.
  */
-import { Socket } from 'node:net';
-import { setTimeout as delay } from 'node:timers/promises';
 import pg from 'pg';
 import type { UpstreamConfig } from '../config.ts';
 import { ProxyError } from '../errors.ts';
-import { upstreamTlsMode } from '../exposure.ts';
 import { CONTROL_ROLE, derivePassword, scramVerifier } from '../session-sql/credentials.ts';
-import { upstreamTlsOptions } from './dial.ts';
-
-const GOODBYE_MS = 2_000;
+import { asRole } from './errand.ts';
 
 /**
  * Mends a slot of this upstream, which the caller has leased; `secret` is the upstream's.
@@ -26,9 +21,10 @@ export async function mendSlot(
   secret: string,
   slot: string,
 ): Promise<void> {
+  const errand = { name: 'pgjot healing', upstream, secret };
   try {
     const verifier = await scramVerifier(derivePassword(secret, slot));
-    const found = await asRole(CONTROL_ROLE, upstream, secret, async (control) => {
+    const found = await asRole({ ...errand, user: CONTROL_ROLE }, async (control) => {
       if (!(await yes(control, HEAL, [slot, verifier]))) {
         throw refused(`${slot} is no slot of this database that may log in`);
       }
@@ -36,7 +32,7 @@ export async function mendSlot(
     });
     if (!found) return;
     // Some settings, "role" for instance, no function may touch that runs as its owner. They keep nobody out.
-    const left = await asRole(slot, upstream, secret, async (itself) => {
+    const left = await asRole({ ...errand, user: slot }, async (itself) => {
       // Loads the library: before, its settings are nobody's to reset but a superuser's.
       if (upstream.session === 'pg_session_jwt') await itself.query('select auth.user_id()');
       await itself.query(RESET_MINE);
@@ -52,9 +48,6 @@ export async function mendSlot(
     throw new ProxyError('upstream_login_rejected', { cause: error });
   }
 }
-
-// What the slot's last user left for whoever logs in with it must not hold for us.
-const SETTINGS = '-c role=none -c search_path=pg_catalog,pg_temp';
 
 const HEAL = 'select pgjot.heal($1, $2)';
 const HAS_SETTINGS =
@@ -79,41 +72,6 @@ const RESET_MINE = `
 async function yes(client: pg.Client, text: string, values: string[]): Promise<boolean> {
   const { rows } = await client.query<[boolean]>({ text, values, rowMode: 'array' });
   return rows[0]?.[0] === true;
-}
-
-/** Lets `work` use a login as one of our roles. PostgreSQL has ended it when this resolves. */
-async function asRole<T>(
-  user: string,
-  upstream: UpstreamConfig,
-  secret: string,
-  work: (client: pg.Client) => Promise<T>,
-): Promise<T> {
-  const { host, port, database, connectTimeoutMs } = upstream;
-  const socket = new Socket();
-  const client = new pg.Client({
-    host,
-    port,
-    database,
-    user,
-    password: derivePassword(secret, user),
-    ssl: upstreamTlsMode(upstream) === 'disable' ? false : upstreamTlsOptions(upstream),
-    stream: () => socket,
-    application_name: 'pgjot healing',
-    options: SETTINGS,
-    connectionTimeoutMillis: connectTimeoutMs,
-    // Whoever filled a slot with settings by the thousand must not keep a backend busy: it gives up as well as we do.
-    statement_timeout: connectTimeoutMs,
-    query_timeout: connectTimeoutMs,
-  });
-  client.on('error', () => {});
-  try {
-    await client.connect();
-    const result = await work(client);
-    await Promise.race([client.end(), delay(GOODBYE_MS, undefined, { ref: false })]);
-    return result;
-  } finally {
-    socket.destroy();
-  }
 }
 
 function refused(why: string): ProxyError {

@@ -6,22 +6,35 @@
  * which goes when the connection does. A second late, and good for a few slots at a time.
  */
 import { createHash } from 'node:crypto';
-import { CONTROL_NAME, type Control } from './control.ts';
+import { controlName, type Control } from './control.ts';
 import type { RolePool } from './role-pool.ts';
+import type { Secrets } from './secrets.ts';
 
-// PostgreSQL cuts the name at 63 bytes.
-const MAX_NAMED = 5;
+// PostgreSQL cuts the name at 63 bytes, of which up to 13 tell of secrets.
+const MAX_NAMED = 4;
+/** Said by a pool that lets nobody in any more: its secrets do not matter. */
+const RETIRED = 'retired';
 const SLOTS_AT_ONCE = 4;
 
 /** A proxy among those that share the slots of a database. */
 export class Neighbours {
   readonly #control: Control;
   readonly #roles: ReadonlyMap<string, RolePool>;
-  #said = CONTROL_NAME;
+  readonly #secrets: Secrets;
+  readonly #retired: AbortSignal;
+  #said: string;
 
-  constructor(control: Control, roles: ReadonlyMap<string, RolePool>) {
+  constructor(
+    control: Control,
+    secrets: Secrets,
+    roles: ReadonlyMap<string, RolePool>,
+    retired: AbortSignal,
+  ) {
+    this.#retired = retired;
     this.#control = control;
     this.#roles = roles;
+    this.#secrets = secrets;
+    this.#said = controlName(secrets, []);
   }
 
   /** Says what has changed, and gives what others need. To be called once a second. Never throws. */
@@ -38,7 +51,8 @@ export class Neighbours {
     const starving = [...this.#roles]
       .filter(([, role]) => role.starving)
       .map(([name]) => short(name));
-    const name = [CONTROL_NAME, ...starving.slice(0, MAX_NAMED)].join(' ');
+    const words = this.#retired.aborted ? [RETIRED] : starving.slice(0, MAX_NAMED);
+    const name = controlName(this.#secrets, words);
     if (name === this.#said) return;
     this.#said = name;
     await this.#control.rename(name);

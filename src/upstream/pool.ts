@@ -6,7 +6,7 @@
  */
 import { setMaxListeners } from 'node:events';
 import type { Duplex } from 'node:stream';
-import type { UpstreamConfig } from '../config.ts';
+import type { SecretPair, UpstreamConfig } from '../config.ts';
 import { ProxyError } from '../errors.ts';
 import type { Identity } from '../identity/policy.ts';
 import { chooseClaims, type SessionClaims } from '../identity/session-claims.ts';
@@ -23,6 +23,7 @@ import type { Departure } from './parting.ts';
 import { Patience } from './patience.ts';
 import { RolePool, type RoleListener, type Surroundings } from './role-pool.ts';
 import { createSessionMode, type SessionIdentity, type SessionMode } from './session.ts';
+import { Secrets, type SecretSetting } from './secrets.ts';
 import type { SlotCounts } from './slots.ts';
 import type { Settings } from './spares.ts';
 import { addressesOf } from './whereabouts.ts';
@@ -88,6 +89,10 @@ export interface PoolListener extends HealingListener, RoleListener {
   readonly onLookupFailed: (error: ProxyError) => void;
   /** It is put aside, until it is healed or a minute has passed. */
   readonly onQuarantine: (slot: string, error: ProxyError) => void;
+  /** Another secret lets us in than before: the passwords have been changed. */
+  readonly onSecretChange: (setting: SecretSetting) => void;
+  /** The server refuses every secret that we have, at most once a minute. */
+  readonly onSecretsRefused: () => void;
 }
 
 const UNHEARD: PoolListener = {
@@ -98,6 +103,8 @@ const UNHEARD: PoolListener = {
   onQuarantine: () => {},
   onHealed: () => {},
   onHealingFailed: () => {},
+  onSecretChange: () => {},
+  onSecretsRefused: () => {},
 };
 const SWEEP_MS = 10_000;
 // Soon, because another proxy may wait for the slots that this one has no use for.
@@ -115,15 +122,15 @@ const UNFINISHED: Departure = {
 };
 
 /**
- * A pool for one upstream, whose secret this is. Connects when first needed.
+ * A pool for one upstream, whose secrets these are. Connects when first needed.
  * `listener` hears of each login, each slot that a user has spoilt, and how it went on, and of lookups that failed.
  */
 export function createPool(
   upstream: UpstreamConfig,
-  secret: string,
+  secrets: SecretPair,
   listener: PoolListener = UNHEARD,
 ): Pool {
-  return new UpstreamPool(upstream, secret, listener);
+  return new UpstreamPool(upstream, secrets, listener);
 }
 
 class UpstreamPool implements Pool {
@@ -135,33 +142,35 @@ class UpstreamPool implements Pool {
   readonly #roles: ReadonlyMap<string, RolePool>;
   /** Logins and releases. */
   readonly #underWay = new Set<Promise<unknown>>();
+  readonly #neighbours: Neighbours;
   readonly #housekeeping: readonly NodeJS.Timeout[];
   readonly #retired = new AbortController();
   readonly #onMoved: PoolListener['onMoved'];
   #looking = false;
 
-  constructor(upstream: UpstreamConfig, secret: string, listener: PoolListener) {
+  constructor(upstream: UpstreamConfig, pair: SecretPair, listener: PoolListener) {
+    const secrets = new Secrets(pair, listener.onSecretChange);
     this.#upstream = upstream;
-    this.#control = createControl(upstream, secret, () => this.#eachRole((role) => role.forget()));
-    this.#mode = createSessionMode(upstream, secret, this.#control);
-    this.#lookup = createLookup(upstream, secret, listener.onLookupFailed);
+    this.#control = createControl(upstream, secrets, () => this.#eachRole((role) => role.forget()));
+    this.#mode = createSessionMode(upstream, secrets, this.#control);
+    this.#lookup = createLookup(upstream, secrets, listener.onLookupFailed);
     this.#healing = upstream.healSlots
-      ? createHealing((slot) => mendSlot(upstream, secret, slot), listener)
+      ? createHealing((slot) => secrets.try((secret) => mendSlot(upstream, secret, slot)), listener)
       : undefined;
     // Every spare that is being logged in listens.
     setMaxListeners(0, this.#retired.signal);
-    const around = this.#surroundings(secret, listener);
+    const around = this.#surroundings(secrets, listener);
     this.#roles = new Map(
       Object.keys(upstream.roles).map((role) => [role, new RolePool(role, around)]),
     );
     this.#onMoved = listener.onMoved;
-    const neighbours = new Neighbours(this.#control, this.#roles);
+    this.#neighbours = new Neighbours(this.#control, secrets, this.#roles, this.#retired.signal);
     const every = (ms: number, then: () => void) => setInterval(then, ms).unref();
     this.#housekeeping = [
       every(SWEEP_MS, () => void this.#control.sweep().catch(nothing)),
       every(GIVE_BACK_MS, () => this.#eachRole((role) => role.giveBack())),
       every(AGE_MS, () => this.#eachRole((role) => role.closeAged())),
-      every(MEET_MS, () => void this.#track(neighbours.meet())),
+      every(MEET_MS, () => void this.#track(this.#neighbours.meet())),
       every(LOOK_MS, () => void this.#look()),
     ];
   }
@@ -176,7 +185,10 @@ class UpstreamPool implements Pool {
   }
 
   retire(): void {
-    this.#retired.abort(new ProxyError('draining'));
+    if (!this.#retired.signal.aborted) {
+      this.#retired.abort(new ProxyError('draining'));
+      void this.#track(this.#neighbours.meet());
+    }
     this.#eachRole((role) => role.retire());
   }
 
@@ -189,10 +201,11 @@ class UpstreamPool implements Pool {
     await Promise.all([this.#control.close(), this.#lookup?.close()]);
   }
 
-  #surroundings(secret: string, listener: PoolListener): Surroundings {
+  #surroundings(secrets: Secrets, listener: PoolListener): Surroundings {
     const upstream = this.#upstream;
     const { maxConnections = Infinity } = upstream.pool;
     const roles = () => [...this.#roles.values()];
+    const tellRefused = onceAMinute(listener.onSecretsRefused);
     return {
       upstream,
       control: this.#control,
@@ -202,6 +215,11 @@ class UpstreamPool implements Pool {
       healing: this.#healing,
       onQuarantine: listener.onQuarantine,
       listener,
+      areSecretsRefused: async () => {
+        const refused = await secrets.areRefused(upstream);
+        if (refused) tellRefused();
+        return refused;
+      },
       retired: this.#retired.signal,
       track: (task) => this.#track(task),
       house: {
@@ -209,16 +227,18 @@ class UpstreamPool implements Pool {
         makeRoom: (onMade) => roles().some((role) => role.closeIdle(onMade)),
         onRoom: () => this.#eachRole((role) => role.serve()),
       },
-      open: ({ identity, settings }, slot, signal) => {
-        const credentials = {
-          user: slot,
-          password: derivePassword(secret, slot),
-          role: identity.role,
-          parameters: settings,
-          identity: (localPort: number) => this.#mode.startupParameters(identity, slot, localPort),
-        };
-        return connect(upstream, credentials, signal);
-      },
+      open: ({ identity, settings }, slot, signal) =>
+        secrets.try((secret) => {
+          const credentials = {
+            user: slot,
+            password: derivePassword(secret, slot),
+            role: identity.role,
+            parameters: settings,
+            identity: (localPort: number) =>
+              this.#mode.startupParameters(identity, slot, localPort, secret),
+          };
+          return connect(upstream, credentials, signal);
+        }),
     };
   }
 
@@ -302,6 +322,18 @@ class UpstreamPool implements Pool {
 }
 
 const nothing = () => {};
+
+const MINUTE_MS = 60_000;
+
+/** `tell`, but not again within a minute. */
+function onceAMinute(tell: () => void): () => void {
+  let toldAt = Number.NEGATIVE_INFINITY;
+  return () => {
+    if (performance.now() - toldAt < MINUTE_MS) return;
+    toldAt = performance.now();
+    tell();
+  };
+}
 
 /** `task`, or the signal's reason as soon as it aborts; then `abandon` gets what the task still brings. */
 function orLeave<T>(task: Promise<T>, signal: AbortSignal, abandon: (late: T) => void): Promise<T> {

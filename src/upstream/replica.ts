@@ -11,24 +11,26 @@ import { encodeQuery, encodeStatement } from '../wire/frontend.ts';
 import { ask } from './ask.ts';
 import { hello } from './hello.ts';
 import { assertPreparedFor, assertUser, setupFailed, USER_ID } from './self-check.ts';
+import type { Secrets } from './secrets.ts';
 import type { SessionIdentity, SessionMode } from './session.ts';
 
 const SETTING = 'pgjot.identity';
 const QUESTION = encodeQuery(`select ${USER_ID}`);
 const SET = `select pg_catalog.set_config('${SETTING}', $1, false)`;
 
-/** The mode for a database; `secret` is the upstream's, which is its primary's as well. */
-export function createReplicaMode(secret: string, database: string): SessionMode {
-  const key = deriveIdentityKey(secret);
+/** The mode for a database; `secrets` are the upstream's, which are its primary's as well. */
+export function createReplicaMode(secrets: Secrets, database: string): SessionMode {
+  const keys = new Map(secrets.all.map((secret) => [secret, deriveIdentityKey(secret)]));
+  const keyOf = (secret: string) => keys.get(secret) as Buffer;
   return {
     adopts: false,
     reusable: false,
     greet: hello,
-    async startupParameters(identity, slot, localPort) {
+    async startupParameters(identity, slot, localPort, secret) {
       if (identity.subject === undefined) return [];
-      return [
-        [SETTING, sign({ db: database, slot, port: localPort, iat: Date.now() }, identity, key)],
-      ];
+      const about = { db: database, slot, port: localPort, iat: Date.now() };
+      // The server that lets us in with a secret has the key that derives from it.
+      return [[SETTING, sign(about, identity, keyOf(secret))]];
     },
     async install(connection, backend, identity, signal) {
       const { inRecovery, pid, start } = backend;
@@ -44,7 +46,7 @@ export function createReplicaMode(secret: string, database: string): SessionMode
         // Our address is translated on the way (NAT, a cloud's connector), so the server sees another port. What is signed
         // for the backend itself does as well, but that we know only now, and RESET ALL will take it away.
         const about = { db: database, slot: connection.slot, pid, start };
-        const value = sign(about, identity, key);
+        const value = sign(about, identity, keyOf(secrets.inUse));
         await ask(connection, encodeStatement(SET, [value]), signal);
         [answer] = await ask(connection, QUESTION, signal);
       }

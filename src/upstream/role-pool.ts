@@ -25,7 +25,7 @@ export interface Wanted {
 
 /** What a role's sessions share with those of the other roles of their upstream. */
 export interface Surroundings
-  extends Pick<Door, 'control' | 'onQuarantine' | 'lastEntry' | 'healing'> {
+  extends Pick<Door, 'control' | 'onQuarantine' | 'areSecretsRefused' | 'lastEntry' | 'healing'> {
   readonly upstream: UpstreamConfig;
   readonly listener: RoleListener;
   readonly mode: SessionMode;
@@ -199,13 +199,15 @@ export class RolePool {
   }
 
   #door(wanted: Wanted, settings: string): Omit<Door, 'request' | 'deadline'> {
-    const { open, mode, control, onQuarantine, lastEntry, healing } = this.#around;
+    const { open, mode, control, onQuarantine, areSecretsRefused, lastEntry, healing } =
+      this.#around;
     return {
       open: (slot, signal) => open(wanted, slot, signal),
       greet: mode.greet,
       describe: (connection, backend) => this.#newborn(connection, backend, settings),
       control,
       onQuarantine,
+      areSecretsRefused,
       lastEntry,
       healing,
     };

@@ -12,6 +12,7 @@ import type { Control, Hello } from './control.ts';
 import { createExtensionMode } from './pg-session-jwt.ts';
 import { createPortableMode } from './portable.ts';
 import { createReplicaMode } from './replica.ts';
+import type { Secrets } from './secrets.ts';
 
 /** Whom the session is to belong to; without a subject, to nobody. */
 export interface SessionIdentity {
@@ -50,13 +51,14 @@ export interface SessionMode {
   /** Whether a session may have another user, or the same one again. */
   readonly reusable: boolean;
   /**
-   * What the StartupMessage says of the identity, for one login as `slot` from `localPort`. It goes last into the packet,
-   * where nothing beats it, and RESET ALL and DISCARD ALL return to it.
+   * What the StartupMessage says of the identity, for one login as `slot` from `localPort` with this secret. It goes
+   * last into the packet, where nothing beats it, and RESET ALL and DISCARD ALL return to it.
    */
   startupParameters(
     identity: SessionIdentity,
     slot: string,
     localPort: number,
+    secret: string,
   ): Promise<StartupParameters>;
   /**
    * What there is to know of a backend that has just logged in.
@@ -88,13 +90,13 @@ export interface SessionMode {
   renew?(backend: Hello, identity: SessionIdentity): Promise<void>;
 }
 
-/** The way that the upstream's configuration names; `secret` is the upstream's. */
+/** The way that the upstream's configuration names; `secrets` are the upstream's. */
 export function createSessionMode(
   { session, database }: UpstreamConfig,
-  secret: string,
+  secrets: Secrets,
   control: Control,
 ): SessionMode {
   if (session === 'portable') return createPortableMode(control);
-  if (session === 'replica') return createReplicaMode(secret, database);
+  if (session === 'replica') return createReplicaMode(secrets, database);
   return createExtensionMode();
 }

@@ -10,31 +10,23 @@ import { createLogger } from '../log.ts';
 import { createMetrics, type Metrics } from '../metrics.ts';
 import { createProxy, type Proxy } from '../proxy.ts';
 import { createCancels, type Cancels } from '../upstream/cancel.ts';
-import type { Config } from '../config.ts';
 import { shareCancels } from './cancels.ts';
-import { RemoteLedger } from './ledger.ts';
 import {
   failureOf,
   toWorker,
+  type CancelOrder,
   type Order,
-  type Question,
   type Start,
   type ToPrimary,
 } from './messages.ts';
+import { PermitPurse } from './permits.ts';
 import { answer, Questions } from './questions.ts';
 
 // Longer than the primary waits for the worker that it asks.
 const CANCEL_MS = 30_000;
-// The primary answers at once, or is not there; a shared store has bounds of its own.
-const LIMIT_MS = 10_000;
 
-const questions = new Questions<Question>((ask) => tell(ask));
-const ledger = new RemoteLedger({
-  tell: (note) => tell({ kind: 'limit', note }),
-  ask: (question) => questions.ask(question, LIMIT_MS),
-  maxPerSubject: () => limits?.maxClientsPerSubject,
-});
-let limits: Config['limits'] | undefined;
+const questions = new Questions<CancelOrder>((ask) => tell(ask));
+const purse = new PermitPurse(tell);
 let proxy: Proxy | undefined;
 let cancels: Cancels | undefined;
 /** Once it serves clients: before, there is nothing to be counted. */
@@ -60,8 +52,10 @@ function hear(sent: unknown, client: Socket | undefined): void {
       return void start(message);
     case 'client':
       return take(message.id, client);
-    case 'evict':
-      return ledger.onEvict(message.id);
+    case 'permits':
+      return purse.onPermits(message.count);
+    case 'recall':
+      return purse.onRecall(message.round);
     case 'end':
       return void end(message.how);
     case 'ask':
@@ -74,7 +68,6 @@ function hear(sent: unknown, client: Socket | undefined): void {
 async function start({ worker, workers, config, revocations, address }: Start): Promise<void> {
   // What `ps` and `top` show.
   process.title = `pgjot: worker ${worker}`;
-  limits = config.limits;
   try {
     const metrics = createMetrics();
     const own = createCancels(worker, (outcome) => metrics.cancels.inc({ outcome }));
@@ -89,11 +82,10 @@ async function start({ worker, workers, config, revocations, address }: Start): 
           worker,
           workers,
           async forward(key) {
-            const asked = questions.ask({ what: 'cancel', ...key }, CANCEL_MS);
-            return (await asked.catch(() => false)) === true;
+            await questions.ask({ what: 'cancel', ...key }, CANCEL_MS).catch(() => {});
           },
         }),
-        ledger,
+        admit: (signal) => purse.admit(signal),
         listen(onArrival) {
           onClient = onArrival;
           return address;
@@ -137,7 +129,6 @@ async function obey(order: Order): Promise<unknown> {
   switch (order.what) {
     case 'reload':
       proxy?.reload(order.config);
-      limits = order.config.limits;
       return undefined;
     case 'revoke':
       proxy?.revoke(order.entry);

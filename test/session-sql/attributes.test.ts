@@ -1,7 +1,7 @@
 /** Roles above Row-Level Security: refused, unless the configuration names the very attribute. */
 import type pg from 'pg';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { ROLE_ATTRIBUTES } from '../../src/config-schema.ts';
+import { ROLE_ATTRIBUTES } from '../../src/config-upstream.ts';
 import { install, installDemo } from '../../src/session-sql/install.ts';
 import { postgresVersions } from '../support/postgres.ts';
 import { bind, Database, hello, lease, outcome, SECRET, value } from './database.ts';

@@ -5,6 +5,7 @@ import { once } from 'node:events';
 import { connect, createServer, type AddressInfo, type Socket } from 'node:net';
 import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from 'vitest';
 import { createControl, type Control } from '../../src/upstream/control.ts';
+import { Secrets } from '../../src/upstream/secrets.ts';
 import { install } from '../../src/session-sql/install.ts';
 import * as fake from '../support/fake-postgres.ts';
 import { connectAsSuperuser, startTestPostgres } from '../support/postgres.ts';
@@ -37,7 +38,7 @@ async function startBlackHole() {
 
 function controlAt(port: number, onLoss = () => {}): Control {
   const upstream = fake.upstreamAt(port, { connectTimeoutMs: CONNECT_TIMEOUT_MS });
-  return createControl(upstream, SECRET, onLoss);
+  return createControl(upstream, new Secrets({ current: SECRET }), onLoss);
 }
 
 const codeOf = (promise: Promise<unknown>) =>

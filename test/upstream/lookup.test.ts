@@ -15,6 +15,7 @@ import { ProxyError } from '../../src/errors.ts';
 import { install } from '../../src/session-sql/install.ts';
 import { createLookup, type Lookup } from '../../src/upstream/lookup.ts';
 import { createAuthority } from '../support/certificate.ts';
+import { Secrets } from '../../src/upstream/secrets.ts';
 import * as fake from '../support/fake-postgres.ts';
 import {
   connectAsSuperuser,
@@ -62,7 +63,7 @@ function lookupAt(
         ...settings,
       },
     }),
-    secret,
+    new Secrets({ current: secret }),
     onProblem,
   ) as Lookup;
   opened.add(lookup);
@@ -769,7 +770,7 @@ test('at most 10,000 rows are remembered: the oldest go first', { timeout: 60_00
 });
 
 test('an upstream without a lookup has none', () => {
-  expect(createLookup(fake.upstreamAt(1), SECRET)).toBeUndefined();
+  expect(createLookup(fake.upstreamAt(1), new Secrets({ current: SECRET }))).toBeUndefined();
 });
 
 describe('a network', () => {

@@ -55,15 +55,21 @@ function openPool(overrides: Partial<UpstreamConfig> = {}): Pool {
     acquireTimeoutMs: 2_000,
     ...overrides,
   });
-  return createPool(upstream, SECRET, {
-    onEntered: () => {},
-    onWaited: () => {},
-    onQuarantine: (slot) => void quarantined.push(slot),
-    onHealed: () => {},
-    onHealingFailed: () => {},
-    onLookupFailed: () => {},
-    onMoved: () => {},
-  });
+  return createPool(
+    upstream,
+    { current: SECRET },
+    {
+      onEntered: () => {},
+      onWaited: () => {},
+      onQuarantine: (slot) => void quarantined.push(slot),
+      onHealed: () => {},
+      onSecretChange: () => {},
+      onSecretsRefused: () => {},
+      onHealingFailed: () => {},
+      onMoved: () => {},
+      onLookupFailed: () => {},
+    },
+  );
 }
 
 beforeAll(async () => {

@@ -11,10 +11,13 @@ import { createPortableMode } from '../../src/upstream/portable.ts';
 import { createReplicaMode } from '../../src/upstream/replica.ts';
 import { hello } from '../../src/upstream/hello.ts';
 import type { SessionIdentity, SessionMode } from '../../src/upstream/session.ts';
+import { Secrets } from '../../src/upstream/secrets.ts';
 import { encodeFrame, encodeInt32 } from '../../src/wire/frame.ts';
 import * as fake from '../support/fake-postgres.ts';
 import { nothingLeaked, openResources } from '../support/sockets.ts';
 
+const SECRET = 'a-secret-for-tests-of-at-least-32-characters';
+const SECRETS = new Secrets({ current: SECRET });
 const never = new AbortController().signal;
 const CREDENTIALS = {
   user: 'u',
@@ -220,7 +223,7 @@ function installOn(
   return against(
     answer,
     (one) => mode.install(one, backend, identity, never),
-    (port) => mode.startupParameters(identity, 'pgjot_authenticated_1', port),
+    (port) => mode.startupParameters(identity, 'pgjot_authenticated_1', port, SECRET),
   );
 }
 
@@ -317,7 +320,7 @@ describe('mode pg_session_jwt', () => {
     key?: string,
     preparedFor = 'pg_session_jwt',
   ): Promise<unknown> {
-    const sent = await mode.startupParameters(identity, 'pgjot_authenticated_1', 1);
+    const sent = await mode.startupParameters(identity, 'pgjot_authenticated_1', 1, SECRET);
     return against(
       answerOf(row('', key ?? sent[0]?.[1] ?? null, ...users)),
       (one) => mode.install(one, { ...PRIMARY, preparedFor }, identity, never),
@@ -336,7 +339,12 @@ describe('mode pg_session_jwt', () => {
   });
 
   test("refuses a backend that has a key of somebody else's, or none", async () => {
-    const [[, other] = []] = await mode.startupParameters(NOBODY, 'pgjot_authenticated_1', 1);
+    const [[, other] = []] = await mode.startupParameters(
+      NOBODY,
+      'pgjot_authenticated_1',
+      1,
+      SECRET,
+    );
 
     expect(await installed(IDENTITY, [HEX, HEX], other)).toMatchObject(FAILED);
     expect(await installed(IDENTITY, [HEX, HEX], '')).toMatchObject(FAILED);
@@ -347,8 +355,13 @@ describe('mode pg_session_jwt', () => {
     const claims = { sub: 'Zoë', jti: 'theirs', nbf: 1.5, exp: 3, n: 1 };
     const identity = { ...IDENTITY, claims: { claims, lookup: '{"tenant": 9007199254740993}' } };
 
-    const [[, jwk] = [], [, jwt] = []] = await mode.startupParameters(identity, 's', 1);
-    const [[, otherJwk] = [], [, otherJwt] = []] = await mode.startupParameters(identity, 's', 1);
+    const [[, jwk] = [], [, jwt] = []] = await mode.startupParameters(identity, 's', 1, SECRET);
+    const [[, otherJwk] = [], [, otherJwt] = []] = await mode.startupParameters(
+      identity,
+      's',
+      1,
+      SECRET,
+    );
 
     const key = await importJWK(JSON.parse(jwk ?? '') as JWK, 'EdDSA');
     const { payload } = await compactVerify(jwt ?? '', key);
@@ -364,7 +377,7 @@ describe('mode pg_session_jwt', () => {
 test('no mode trusts a database that was prepared for another: policies there believe something else', async () => {
   const forExtension = { ...PRIMARY, preparedFor: 'pg_session_jwt' };
   const portable = createPortableMode(control().control);
-  const replica = createReplicaMode('a-secret-for-tests-of-at-least-32-characters', 'app');
+  const replica = createReplicaMode(SECRETS, 'app');
 
   for (const identity of [IDENTITY, NOBODY]) {
     expect(await installOn(forExtension, portable, identity, [])).toMatchObject(FAILED);
@@ -386,14 +399,14 @@ test.each([
 ])('the extension is given %s: %s', async (lookup, given) => {
   const identity = { ...IDENTITY, claims: { claims: { sub: 'Zoë' }, lookup } };
 
-  const parameters = createExtensionMode().startupParameters(identity, 's', 1);
+  const parameters = createExtensionMode().startupParameters(identity, 's', 1, SECRET);
 
   if (given) expect(await parameters).toHaveLength(2);
   else await expect(parameters).rejects.toMatchObject(FAILED);
 });
 
 describe('mode replica', () => {
-  const mode = createReplicaMode('a-secret-for-tests-of-at-least-32-characters', 'app');
+  const mode = createReplicaMode(SECRETS, 'app');
 
   test('believes only what SQL on that standby sees', async () => {
     expect(await installOn(STANDBY, mode, IDENTITY, answerOf(row(HEX)))).toBeUndefined();
@@ -437,7 +450,12 @@ describe('mode replica', () => {
   });
 
   test('signs for one login role, one port and one moment', async () => {
-    const [[name, value] = []] = await mode.startupParameters(IDENTITY, 'pgjot_authenticated_1', 5);
+    const [[name, value] = []] = await mode.startupParameters(
+      IDENTITY,
+      'pgjot_authenticated_1',
+      5,
+      SECRET,
+    );
     const [signed = '', signature] = (value ?? '').split('.');
 
     expect(name).toBe('pgjot.identity');
@@ -450,13 +468,13 @@ describe('mode replica', () => {
       claims: { sub: 'Zoë' },
     });
     expect(Buffer.from(signature ?? '', 'base64')).toHaveLength(32);
-    expect(await mode.startupParameters(NOBODY, 'pgjot_authenticated_1', 5)).toEqual([]);
+    expect(await mode.startupParameters(NOBODY, 'pgjot_authenticated_1', 5, SECRET)).toEqual([]);
   });
 });
 
 test.each([
   ['pg_session_jwt', createExtensionMode()],
-  ['replica', createReplicaMode('a-secret-for-tests-of-at-least-32-characters', 'app')],
+  ['replica', createReplicaMode(SECRETS, 'app')],
 ])('claims that do not fit into a startup packet are refused in mode %s', async (_, mode) => {
   const claims = { claims: { sub: 'Zoë', groups: 'x'.repeat(9_900) }, lookup: undefined };
 

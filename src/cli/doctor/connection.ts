@@ -8,6 +8,7 @@ import type { Config, UpstreamConfig } from '../../config.ts';
 import { clientTlsMode, isLoopback, upstreamTlsMode } from '../../exposure.ts';
 import { CONTROL_ROLE, derivePassword } from '../../session-sql/credentials.ts';
 import { upstreamTlsOptions } from '../../upstream/dial.ts';
+import type { Secrets } from '../../upstream/secrets.ts';
 import { connectFailure } from '../admin.ts';
 import type { Expected } from './check.ts';
 import type { Finding, Severity } from './finding.ts';
@@ -45,7 +46,7 @@ interface Look {
 export async function connectionFindings(
   admin: Client,
   upstream: UpstreamConfig,
-  secret: string,
+  secrets: Secrets,
   { setup }: Pick<Expected, 'setup'>,
 ): Promise<Finding[]> {
   const seen = await probe(admin);
@@ -54,10 +55,9 @@ export async function connectionFindings(
     ...tlsInUse("the administrator's connection", admin.host, seen),
     ...clockFindings(seen),
   ];
-  const control = controlClient(upstream, secret);
-  control.on('error', () => {});
+  let control: Client | undefined;
   try {
-    await control.connect();
+    control = await secrets.try((secret) => connectAsControl(upstream, secret));
     const proxied = await probe(control);
     findings.push(
       ...poolerFindings('the control connection', proxied, 'critical'),
@@ -67,7 +67,7 @@ export async function connectionFindings(
   } catch (error) {
     findings.push(refused(error as Error, setup));
   } finally {
-    await control.end().catch(() => {});
+    await control?.end().catch(() => {});
   }
   return findings;
 }
@@ -197,8 +197,8 @@ function refused(error: Error, setup: Expected['setup']): Finding {
   };
 }
 
-function controlClient(upstream: UpstreamConfig, secret: string): Client {
-  return new Client({
+async function connectAsControl(upstream: UpstreamConfig, secret: string): Promise<Client> {
+  const client = new Client({
     host: upstream.host,
     port: upstream.port,
     database: upstream.database,
@@ -209,4 +209,7 @@ function controlClient(upstream: UpstreamConfig, secret: string): Client {
     connectionTimeoutMillis: upstream.connectTimeoutMs,
     query_timeout: upstream.connectTimeoutMs,
   });
+  client.on('error', () => {});
+  await client.connect();
+  return client;
 }

@@ -4,11 +4,13 @@
  * Changes nothing: the database is read in one read-only transaction.
  */
 import type { Client } from 'pg';
-import type { Config, UpstreamConfig } from '../../config.ts';
+import type { Config, SecretPair, UpstreamConfig } from '../../config.ts';
+import { Secrets } from '../../upstream/secrets.ts';
 import { primaryOf, replicasOf } from '../standbys.ts';
 import { examine, runChecks, type Expected } from './check.ts';
 import { configuredTls, connectionFindings } from './connection.ts';
 import { fileFindings } from './files.ts';
+import { rotationFindings } from './rotation.ts';
 import { worstFirst, type Finding } from './finding.ts';
 import { HEALING_CHECKS } from './healing.ts';
 import { LOOKUP_CHECKS, queryFindings } from './lookup.ts';
@@ -25,8 +27,8 @@ export interface Patient {
   readonly name: string;
   readonly config: Config;
   readonly configFile: string;
-  /** The upstream's secret, to log in as the proxy does. */
-  readonly secret: string;
+  /** The upstream's secrets, to log in as the proxy does. */
+  readonly secrets: SecretPair;
 }
 
 /**
@@ -36,18 +38,20 @@ export interface Patient {
  * @throws {pg.DatabaseError} when PostgreSQL refuses a query.
  */
 export async function diagnose(admin: Client, patient: Patient): Promise<Finding[]> {
-  const { name, config, configFile, secret } = patient;
+  const { name, config, configFile } = patient;
+  const secrets = new Secrets(patient.secrets);
   const upstream = config.upstreams[name];
   if (upstream === undefined) throw new TypeError(`no upstream "${name}"`);
   const expected = expectedOf(patient, upstream);
   const findings = [
     ...fileFindings(configFile, config, upstream),
     ...configuredTls(name, upstream, config),
-    ...(await connectionFindings(admin, upstream, secret, expected)),
+    ...(await connectionFindings(admin, upstream, secrets, expected)),
+    ...rotationFindings(patient, secrets),
     ...(await examine(admin, async () => {
       const found = [
         ...(await runChecks(admin, CHECKS, expected)),
-        ...(await keyFindings(admin, expected, secret)),
+        ...(await keyFindings(admin, expected, secrets)),
         ...(await policyFindings(admin, expected)),
       ];
       return [
@@ -57,7 +61,7 @@ export async function diagnose(admin: Client, patient: Patient): Promise<Finding
     })),
   ];
   if (!findings.some(({ code }) => code === 'lookup_missing')) {
-    findings.push(...(await queryFindings(upstream, secret, `upstreams.${name}`)));
+    findings.push(...(await queryFindings(upstream, secrets, `upstreams.${name}`)));
   }
   return worstFirst(findings);
 }

@@ -12,7 +12,7 @@ const GROUP_READ = 0o040;
 const OTHERS_READ = 0o004;
 const GROUP_OR_OTHERS_WRITE = 0o022;
 
-/** The configuration file, the upstream's secret, and every private key. */
+/** The configuration file, the upstream's secrets, and every private key. */
 export function fileFindings(
   configFile: string,
   config: Config,
@@ -20,6 +20,9 @@ export function fileFindings(
 ): Finding[] {
   const secrets = [
     'file' in upstream.secret ? upstream.secret.file : undefined,
+    upstream.previousSecret && 'file' in upstream.previousSecret
+      ? upstream.previousSecret.file
+      : undefined,
     upstream.tls.keyFile,
     config.listen.tls.keyFile,
   ];

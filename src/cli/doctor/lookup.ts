@@ -5,6 +5,7 @@
  */
 import type { UpstreamConfig } from '../../config.ts';
 import { createLookupQuery } from '../../upstream/lookup-query.ts';
+import type { Secrets } from '../../upstream/secrets.ts';
 import type { Check } from './check.ts';
 import type { Finding } from './finding.ts';
 
@@ -51,15 +52,15 @@ export const LOOKUP_CHECKS: readonly Check[] = [
 /**
  * Whether the query can be run, asked as the proxy runs it, by everything but running it.
  *
- * `secret` is the upstream's, and `path` where it stands in the configuration.
+ * `secrets` are the upstream's, and `path` where it stands in the configuration.
  */
 export async function queryFindings(
   upstream: UpstreamConfig,
-  secret: string,
+  secrets: Secrets,
   path: string,
 ): Promise<Finding[]> {
   if (upstream.lookup === undefined) return [];
-  const query = createLookupQuery(upstream, upstream.lookup, secret);
+  const query = createLookupQuery(upstream, upstream.lookup, secrets);
   try {
     await query.check();
     return [];

@@ -6,6 +6,7 @@
 import { createHash } from 'node:crypto';
 import type { Client } from 'pg';
 import { deriveIdentityKey } from '../../session-sql/credentials.ts';
+import type { Secrets } from '../../upstream/secrets.ts';
 import type { Check, Expected } from './check.ts';
 import type { Finding } from './finding.ts';
 
@@ -113,11 +114,23 @@ const UNKNOWN_KEY: Finding = {
   mend: { manual: 'run pgjot doctor as superuser, or sign in once by way of the standby' },
 };
 
+const PREVIOUS_KEY: Finding = {
+  severity: 'warning',
+  code: 'identity_key_previous',
+  object: KEY,
+  reason:
+    'It still holds the key before the last rotation: whoever has the previous secret and a slot can be anybody on standbys.',
+  mend: {
+    manual:
+      'pgjot rotate-secret --finish, as soon as the sessions there from before the rotation have ended',
+  },
+};
+
 /** Whether the key of signed identities is there, and is ours, exactly where standbys need it. Only its hash travels. */
 export async function keyFindings(
   admin: Client,
   { replicas, setup }: Expected,
-  secret: string,
+  secrets: Secrets,
 ): Promise<Finding[]> {
   const { rows } = await admin.query<{ readable: boolean }>(
     // A view that somebody else put in its place would run as the administrator.
@@ -132,21 +145,25 @@ export async function keyFindings(
   // Objects of version 1 have no such table, and are told to be old.
   if (readable === undefined) return [];
   if (!readable) return replicas ? [UNKNOWN_KEY] : [];
-  const stored = await admin.query<{ hash: string }>(
-    `select encode(sha256(inner_block), 'hex') as hash from pgjot.identity_key`,
+  const stored = await admin.query<{ hash: string; current: boolean }>(
+    // As JSON, because objects of version 2 have no column "current".
+    `select encode(sha256(k.inner_block), 'hex') as hash, coalesce((to_jsonb(k) ->> 'current')::bool, true) as current
+       from pgjot.identity_key k`,
   );
-  const hash = stored.rows[0]?.hash;
+  const hash = stored.rows.find(({ current }) => current)?.hash;
   const mend = setup;
+  const findings: Finding[] = [];
+  if (replicas && stored.rows.some(({ current }) => !current)) findings.push(PREVIOUS_KEY);
   if (replicas && hash === undefined) {
     const reason = 'It holds no key, so standbys believe no identity and nobody can sign in there.';
     return [{ severity: 'critical', code: 'identity_key_missing', object: KEY, reason, mend }];
   }
-  if (replicas && hash !== hashOfKey(secret)) {
+  if (replicas && !secrets.all.some((secret) => hash === hashOfKey(secret))) {
     const reason =
       "Its key is not of this upstream's secret: nobody can sign in on standbys but who has the secret that it is of, and they as anybody.";
     return [{ severity: 'critical', code: 'identity_key_foreign', object: KEY, reason, mend }];
   }
-  if (replicas || hash === undefined) return [];
+  if (replicas || hash === undefined) return findings;
   const reason =
     'It holds a key, in dumps too, although the configuration names no standby; the next setup removes it.';
   return [{ severity: 'advice', code: 'identity_key_unused', object: KEY, reason, mend }];

@@ -493,7 +493,7 @@ describe.each(postgresVersions())('a standby on PostgreSQL %i', (version) => {
         name: 'reads',
         config: parseConfig(config),
         configFile,
-        secret: SECRET,
+        secrets: { current: SECRET },
       });
     } finally {
       await client.end();

@@ -139,7 +139,12 @@ export class Ward implements AsyncDisposable {
     { config = this.config(), secret = SECRET }: { config?: ConfigInput; secret?: string } = {},
   ): Promise<Finding[]> {
     const configFile = await this.configFile(config);
-    return diagnose(this[who], { name: 'main', config: parseConfig(config), configFile, secret });
+    return diagnose(this[who], {
+      name: 'main',
+      config: parseConfig(config),
+      configFile,
+      secrets: { current: secret },
+    });
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
