@@ -4,6 +4,7 @@
  * What one setting alone can say is here; what must agree with another is in `config-rules.ts`.
  */
 import { z } from 'zod';
+import { limits } from './config-limits.ts';
 import { provider } from './config-provider.ts';
 import { secret, upstream } from './config-upstream.ts';
 import { hostName, jsonPointer, milliseconds, name, network } from './config-values.ts';
@@ -223,21 +224,7 @@ export const schema = z.strictObject({
         .describe('How long busy sessions may go on after SIGTERM.'),
     })
     .prefault({}),
-  limits: z
-    .strictObject({
-      maxClients: z.int().min(1).default(10_000),
-      loginTimeoutMs: milliseconds
-        .min(100)
-        .default(10_000)
-        .describe('From accept to ReadyForQuery.'),
-      maxTokenBytes: z.int().min(256).max(65_530).default(16_384),
-      tokenCacheEntries: z
-        .int()
-        .min(0)
-        .default(10_000)
-        .describe('Verified tokens remembered; 0 turns the cache off.'),
-    })
-    .prefault({}),
+  limits: limits.prefault({}),
   revocations: z
     .strictObject({
       file: z

@@ -7,6 +7,7 @@
 import type { ConnectionLog } from './connection.ts';
 import type { ProxyError } from './errors.ts';
 import type { Identity } from './identity/policy.ts';
+import { LimitError } from './limits/ledger.ts';
 import type { Metrics, Phase } from './metrics.ts';
 import type { Outcome } from './splice/splice.ts';
 
@@ -115,8 +116,13 @@ export class ConnectionMetrics {
   }
 }
 
-/** SQLSTATE class 53, insufficient resources, is that of all limits; an address that may not connect is told nothing. */
-function isLimit({ code, spec }: ProxyError): boolean {
+/**
+ * SQLSTATE class 53, insufficient resources, is that of all limits; an address that may not connect is told nothing. Those of
+ * the ledger are counted there, by name.
+ */
+function isLimit(error: ProxyError): boolean {
+  if (error instanceof LimitError) return false;
+  const { code, spec } = error;
   return spec.sqlstate?.startsWith('53') === true || code === 'address_denied';
 }
 

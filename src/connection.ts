@@ -19,10 +19,11 @@ import { ProxyError } from './errors.ts';
 import type { Asking, Discovery } from './identity/authentication.ts';
 import type { VerifiedToken, Verifier } from './identity/jwt.ts';
 import type { Identity } from './identity/policy.ts';
+import type { Admission } from './limits/ledger.ts';
 import { createRenewal, type RenewalContext } from './renewal.ts';
 import { splice, type Outcome } from './splice/splice.ts';
 import { encodeErrorResponse, encodeNotice } from './wire/backend.ts';
-import type { Cancels } from './upstream/cancel.ts';
+import type { CancelKey, Cancels } from './upstream/cancel.ts';
 import type { Lease } from './upstream/pool.ts';
 
 /** Who has come, as far as the listener knows. */
@@ -42,8 +43,10 @@ export interface ConnectionContext {
   readonly maxTokenBytes: number;
   readonly loginTimeoutMs: number;
   readonly sessions: Config['sessions'];
-  /** Counts a client in, and returns how to count it out again. Throws `too_many_clients`, `draining`, or the signal's reason. */
-  admit(signal: AbortSignal): Promise<() => void>;
+  /** Counts a client in. Throws `too_many_clients`, `too_many_attempts`, `draining`, or the signal's reason. */
+  admit(this: void, address: string, signal: AbortSignal): Promise<Admission>;
+  /** Cancels what the key's session runs, if it is any session's; resolves when PostgreSQL has taken the request. */
+  cancel(this: void, key: CancelKey, address: string): Promise<void>;
   /** Nobody, where this startup needs no token. Throws `role_forbidden`. */
   anonymous(asking: Asking): Identity | undefined;
   /** What a client hears that signs in by OAUTHBEARER and has no token yet; `undefined` for one that signs in by password. */
@@ -105,21 +108,23 @@ async function live(
   context: ConnectionContext,
   log: ConnectionLog,
 ): Promise<void> {
-  let countOut: (() => void) | undefined;
+  let admission: Admission | undefined;
   let released: Promise<unknown> | undefined;
   let outcome: Outcome | undefined;
   log.onArrival((error) => login.abandon(error));
   try {
-    log.onLocated(await arrival.locate(client.stream, login.signal));
+    const address = await arrival.locate(client.stream, login.signal);
+    log.onLocated(address);
     const startup = await handshake(client, context.handshake, login.signal);
-    if (startup.kind === 'cancel') return await login.bound(context.cancels.forward(startup));
+    if (startup.kind === 'cancel') return await login.bound(context.cancel(startup, address));
     login.audible();
     log.onStartup(startup);
-    countOut = await context.admit(login.signal);
+    admission = await context.admit(address, login.signal);
     const { user, database } = startup;
     const asking = { user, database, sni: sniOf(client) };
-    const identity = await identify(client, asking, context, login, log);
+    const identity = await identify(client, asking, admission, context, login, log);
     log.onIdentity(asking, identity);
+    if (identity.subject !== undefined) await admission.claim(identity);
     const expiresAt = believedUntil(identity.expiresAt, context.sessions);
     const lease = await context.acquire(
       { ...identity, expiresAt },
@@ -143,13 +148,14 @@ async function live(
   } catch (error) {
     const failure = ProxyError.from(error, log.session);
     log.onRefusal(failure);
+    admission?.failed(failure);
     await farewell(client.stream, encodeErrorResponse(failure));
   } finally {
     login.over();
     // The end of an answer is let through to a slow client, unless something broke or it is we who end the session.
     const orderly = outcome !== undefined && outcome.error === undefined;
     await farewell(client.stream, undefined, orderly ? FLUSH_MS : undefined);
-    countOut?.();
+    admission?.leave();
     await released;
   }
 }
@@ -158,6 +164,7 @@ async function live(
 async function identify(
   client: Client,
   asking: Asking,
+  admission: Admission,
   context: ConnectionContext,
   login: LoginDeadline,
   log: ConnectionLog,
@@ -176,7 +183,10 @@ async function identify(
   try {
     // By what is configured now: a client may have been at its password prompt when that was another.
     const now = context.current();
-    return now.authorize(asking, await login.bound(now.verifier.verify(token, user)));
+    const verified = await login.bound(now.verifier.verify(token, user, admission.attempt));
+    const identity = now.authorize(asking, verified);
+    admission.succeeded(verified.issuer);
+    return identity;
   } catch (error) {
     return await refuse(error);
   }

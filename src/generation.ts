@@ -27,11 +27,8 @@ export interface House {
   readonly logger: Logger;
   readonly metrics: Metrics;
   readonly cancels: Cancels;
-  /**
-   * Counts a client in while there are fewer than `limit`, and returns how to count it out again. Throws
-   * `too_many_clients`, `draining`, or the signal's reason.
-   */
-  admit(limit: number, signal: AbortSignal): Promise<() => void>;
+  readonly admit: ConnectionContext['admit'];
+  readonly cancel: ConnectionContext['cancel'];
   /** What administrators had revoked before the first generation. */
   readonly revocations: readonly Revocation[];
   /** The generation that new connections belong to. */
@@ -112,17 +109,15 @@ export function createGeneration(
       allowParameters: config.startupParameters.allow,
     },
     verifier,
-    cancels: {
-      ...house.cancels,
-      forward(key) {
-        metrics.cancelRequests.inc();
-        return house.cancels.forward(key);
-      },
-    },
+    cancels: house.cancels,
     maxTokenBytes: config.limits.maxTokenBytes,
     loginTimeoutMs: config.limits.loginTimeoutMs,
     sessions: config.sessions,
-    admit: (signal) => house.admit(config.limits.maxClients, signal),
+    admit: house.admit,
+    cancel(key, address) {
+      metrics.cancelRequests.inc();
+      return house.cancel(key, address);
+    },
     current: () => house.current().context,
     anonymous: (asking) => decideAnonymous(config, asking),
     discovery: (asking) => chooseAuthentication(config, asking),

@@ -80,7 +80,7 @@ function connectionMetrics(registry: Registry) {
     accepted: counter('pgjot_connections_accepted_total', 'Client sockets accepted.'),
     limits: counter(
       'pgjot_limits_hit_total',
-      'Clients sent away because of a limit, by its error code; "connections": without a word, at the limit of sockets.',
+      'Clients sent away because of a limit: its name among `limits`, or the error code.',
       ['limit'],
     ),
     cancelRequests: counter(

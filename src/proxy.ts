@@ -4,21 +4,22 @@
  * Public API of the package: `createProxy(config)` and the configuration it takes.
  */
 import type { Server, Socket } from 'node:net';
-import type { Duplex } from 'node:stream';
 import { createOrigins } from './accept/origin.ts';
-import { addressOf, listen, MAX_STRANGERS, type Address } from './accept/tcp.ts';
+import { addressOf, listen, type Address } from './accept/tcp.ts';
 import { startAdmin, type Admin } from './admin/endpoint.ts';
 import { createRoutes } from './admin/routes.ts';
 import { settingsThatNeedRestart, type Config } from './config.ts';
 import { createConnectionLog } from './connection-log.ts';
 import { ConnectionMetrics } from './connection-metrics.ts';
-import { serve, type Finish } from './connection.ts';
+import { type Arrival, serve, type Finish } from './connection.ts';
 import { ConfigError, ProxyError } from './errors.ts';
 import { createGeneration, type Generation, type House } from './generation.ts';
 import type { Asking } from './identity/authentication.ts';
 import type { Identity } from './identity/policy.ts';
 import type { Revocation } from './identity/revocations.ts';
 import { canonical } from './limits/address.ts';
+import { type Ledger, type LedgerCounts, ProxyLedger } from './limits/ledger.ts';
+import { refusalLog } from './limits/refusal-log.ts';
 import { createLogger, type Logger } from './log.ts';
 import { createMetrics, type Metrics } from './metrics.ts';
 import { watchProcess } from './metrics-process.ts';
@@ -58,6 +59,8 @@ export interface Proxy {
     clients: number;
     /** The slots of each upstream, by role. */
     upstreams: Record<string, ReturnType<Pool['counts']>>;
+    /** What is counted against `limits`, and how often each has refused somebody; of several workers, by the primary. */
+    limits: LedgerCounts;
     /** Where the endpoint for administrators listens, once it does. */
     adminPort: number | undefined;
   };
@@ -81,8 +84,8 @@ export interface Shared {
   readonly revocations: readonly Revocation[];
   /** The cancel keys of all, of which it gives out its own. */
   readonly cancels: Cancels;
-  /** Counts a client in among those of all. Throws `too_many_clients`, or the signal's reason. */
-  admit(signal: AbortSignal): (() => void) | Promise<() => void>;
+  /** What is counted for all of them. */
+  readonly ledger: Ledger;
   /** Has clients brought to `onArrival`, which owns them and resolves when one is gone. Returns where they come from. */
   listen(onArrival: (socket: Socket) => Promise<void>): Address;
 }
@@ -112,6 +115,8 @@ export function createProxy(
 ): Proxy {
   const connections = new Set<Connection>();
   const retired = new Map<Generation, Promise<void>>();
+  const own = new ProxyLedger(config.limits, refusalLog(logger, metrics.limits));
+  const ledger = shared?.ledger ?? own;
   let clients = 0;
   let server: Server | undefined;
   let admin: Admin | undefined;
@@ -127,25 +132,21 @@ export function createProxy(
     cancels:
       shared?.cancels ?? createCancels(undefined, (outcome) => metrics.cancels.inc({ outcome })),
     revocations: shared?.revocations ?? [],
-    async admit(limit, signal) {
+    async admit(address, signal) {
       if (leaving) throw new ProxyError('draining');
-      if (shared !== undefined) return count(await shared.admit(signal));
-      if (clients >= limit) throw new ProxyError('too_many_clients');
-      return count();
+      const admission = await ledger.admit(address, signal);
+      clients++;
+      admission.onLeave(() => clients--);
+      return admission;
+    },
+    async cancel(key, address) {
+      if (!(await ledger.mayCancel(address))) return;
+      if (!(await house.cancels.forward(key))) ledger.missedCancel(address);
     },
     current: () => generation,
     onRevocation: () => endObjected('revocation'),
   };
   let generation: Generation = createGeneration(config, house);
-
-  /** Counts a client in; returns how to count it out again. */
-  function count(countOut?: () => void): () => void {
-    clients++;
-    return () => {
-      clients--;
-      countOut?.();
-    };
-  }
 
   /** Ends those of the sessions, and of the logins, that the configuration, or a revocation, grants no more. */
   function endObjected(by: 'objection' | 'revocation', among: Iterable<Connection> = connections) {
@@ -165,34 +166,44 @@ export function createProxy(
       socket.destroy();
       return;
     }
-    // Whoever wants to log in is counted when they say so: a cancel must get through when the house is full.
-    if (connections.size >= current.limits.maxClients + MAX_STRANGERS) {
-      metrics.limits.inc({ limit: 'connections' });
-      socket.destroy();
-      return;
-    }
-    metrics.accepted.inc();
     const connection: Connection = {
       finish: () => {},
       claim: undefined,
       gone: Promise.resolve(),
     };
+    const refuse = () => {
+      connection.finish(new ProxyError('too_many_clients', { silent: true }), 0);
+      socket.destroy();
+    };
+    // Until it is known who it is. A cancel must get through when the house is full, and counts as one of those.
+    let exit = ledger.enter(known.isBalancer(peer) ? undefined : peer, refuse);
+    if (socket.destroyed) return;
+    metrics.accepted.inc();
     const log = createConnectionLog(logger, peer, {
       onFinishable(finish) {
         connection.finish = finish;
         if (leaving) finish(new ProxyError('shutdown'), current.sessions.drainTimeoutMs);
       },
       onIdentity(asking, identity) {
+        exit();
         connection.claim = { asking, identity };
         // It may have been revoked while it was on its way.
         endObjected('objection', [connection]);
       },
     });
-    const arrival = {
-      locate: (stream: Duplex, signal: AbortSignal) => known.locate(stream, peer, signal),
+    const arrival: Arrival = {
+      async locate(stream, signal) {
+        const address = await known.locate(stream, peer, signal);
+        if (known.isBalancer(peer)) {
+          exit();
+          exit = ledger.enter(address, refuse);
+        }
+        return address;
+      },
     };
     connections.add(connection);
     connection.gone = serve(socket, arrival, context, counting.count(log)).finally(() => {
+      exit();
       connections.delete(connection);
     });
     await connection.gone;
@@ -204,6 +215,7 @@ export function createProxy(
     const previous = generation;
     generation = createGeneration(next, house, previous);
     origins = createOrigins(next.listen);
+    own.setLimits(next.limits);
     generation.context.verifier.warm();
     retired.set(
       previous,
@@ -287,6 +299,7 @@ export function createProxy(
       connections: connections.size,
       clients,
       upstreams: Object.fromEntries([...generation.pools].map(([id, pool]) => [id, pool.counts()])),
+      limits: own.counts(),
       adminPort: admin?.port,
     }),
   };

@@ -86,6 +86,11 @@ describe('defaults', () => {
     expect(config.admin).toBe(undefined);
     expect(config.limits).toEqual({
       maxClients: 10_000,
+      maxUnauthenticated: 1_000,
+      maxUnauthenticatedPerAddress: 200,
+      ipv6PrefixBits: 64,
+      failedLogins: { allowed: 20, delayMs: 1_000, maxDelayMs: 60_000 },
+      missedCancelsPerSecond: 100,
       loginTimeoutMs: 10_000,
       maxTokenBytes: 16_384,
       tokenCacheEntries: 10_000,

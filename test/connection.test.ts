@@ -16,6 +16,7 @@ import {
 import { SessionClock } from '../src/deadline.ts';
 import { ProxyError } from '../src/errors.ts';
 import type { Identity } from '../src/identity/policy.ts';
+import type { Admission } from '../src/limits/ledger.ts';
 import type { Outcome } from '../src/splice/splice.ts';
 import { createCancels } from '../src/upstream/cancel.ts';
 import {
@@ -76,6 +77,8 @@ async function arrive(change: (house: House) => void = () => {}) {
   const { accepted, connected } = await pairs.plain();
   const inside = await pairs.plain();
   const events: string[] = [];
+  /** What the ledger has been told of the admitted client. */
+  const ledger: string[] = [];
   const seen: {
     refusal?: ProxyError;
     outcome?: Outcome;
@@ -88,9 +91,10 @@ async function arrive(change: (house: House) => void = () => {}) {
   const house: House = {
     handshake: { tlsMode: 'allow', secureContext: undefined, allowParameters: [] },
     verifier: {
-      verify: async (token) => {
+      verify: async (token, _, attempt) => {
+        attempt?.('own');
         events.push(`verify ${token}`);
-        return { subject: 'alice' } as never;
+        return { subject: 'alice', issuer: 'own' } as never;
       },
       warm: () => {},
       keyStates: () => [],
@@ -108,8 +112,16 @@ async function arrive(change: (house: House) => void = () => {}) {
     },
     admit: async () => {
       events.push('admit');
-      return () => events.push('leave');
+      return {
+        attempt: (issuer) => ledger.push(`attempt ${issuer}`),
+        failed: ({ code }) => ledger.push(`failed ${code}`),
+        succeeded: (issuer) => ledger.push(`succeeded ${issuer}`),
+        claim: async ({ subject }) => void ledger.push(`claim ${subject}`),
+        onLeave: () => {},
+        leave: () => events.push('leave'),
+      };
     },
+    cancel: async (key) => void (await house.cancels.forward(key)),
     current: () => house,
     anonymous: () => undefined,
     discovery: () => undefined,
@@ -173,6 +185,7 @@ async function arrive(change: (house: House) => void = () => {}) {
   const served = serve(accepted, { locate: async () => '192.0.2.1' }, house, witness);
   return {
     client: connected,
+    ledger,
     backend: inside.accepted,
     house,
     events,
@@ -388,6 +401,54 @@ describe('a token that is revoked while its session is on its way', () => {
     expect(one.backend.bytesRead).toBe(0);
     await until(one.ended);
     expect(one.heard().toString('latin1')).toContain('C28P01\0');
+  });
+});
+
+describe('the ledger', () => {
+  test('hears of the token, its issuer and its subject, each before the work that it may spare', async () => {
+    const one = await arrive();
+    await logIn(one);
+    one.client.write(Terminate);
+    one.backend.on('data', () => one.backend.end());
+    await one.served;
+
+    expect(one.ledger).toEqual(['attempt own', 'succeeded own', 'claim alice']);
+  });
+
+  test('may refuse a token before it is verified, and a subject before anything is dialled', async () => {
+    const refusing = async (change: (admission: Admission) => void) => {
+      const one = await arrive((house) => {
+        const { admit } = house;
+        house.admit = async (...given) => {
+          const admission = await admit(...given);
+          change(admission);
+          return admission;
+        };
+      });
+      one.client.write(Buffer.concat([STARTUP, PASSWORD]));
+      await one.served;
+      return one;
+    };
+    const refuse = (code: 'too_many_attempts' | 'too_many_clients') => () => {
+      throw new ProxyError(code);
+    };
+
+    const early = await refusing((admission) => {
+      admission.attempt = refuse('too_many_attempts');
+    });
+    const late = await refusing((admission) => {
+      admission.claim = refuse('too_many_clients');
+    });
+
+    expect(early.events).toEqual([
+      'startup app',
+      'admit',
+      'token',
+      'refused too_many_attempts',
+      'leave',
+    ]);
+    expect(early.ledger).toEqual(['failed too_many_attempts']);
+    expect(late.events.slice(-3)).toEqual(['identity', 'refused too_many_clients', 'leave']);
   });
 });
 

@@ -11,9 +11,6 @@ export interface Address {
   readonly port: number;
 }
 
-/** How many sockets may be open beyond `limits.maxClients`: cancels, and those that are to hear that the house is full. */
-export const MAX_STRANGERS = 256;
-
 const KEEPALIVE_MS = 60_000;
 const BACKLOG = 1_024;
 

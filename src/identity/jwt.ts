@@ -46,9 +46,11 @@ export interface Verifier {
    * Verifies a token.
    *
    * @param user what StartupMessage said; unverified, for the message alone.
+   * @param attempt told of the issuer that the token names, `''` where it names none, before anything costly is done for a
+   *   token that is not known yet. What it throws is what the token is refused for.
    * @throws {ProxyError} token_missing, token_rejected, token_expired, claims_rejected, keys_unavailable
    */
-  verify(token: string, user: string): Promise<VerifiedToken>;
+  verify(token: string, user: string, attempt?: (issuer: string) => void): Promise<VerifiedToken>;
   /** Starts fetching every issuer's keys, so that no first login has to wait. Failures are told to `onKeyProblem`. */
   warm(): void;
   /** What is at hand of each issuer. */
@@ -110,7 +112,11 @@ class TokenVerifier implements Verifier {
     this.#verdicts = new VerdictCache(config.limits.tokenCacheEntries);
   }
 
-  async verify(token: string, user: string): Promise<VerifiedToken> {
+  async verify(
+    token: string,
+    user: string,
+    attempt: (issuer: string) => void = () => {},
+  ): Promise<VerifiedToken> {
     if (token === '') {
       throw new ProxyError(
         'token_missing',
@@ -120,7 +126,7 @@ class TokenVerifier implements Verifier {
     }
     try {
       assertLength(token, this.#limits.maxTokenBytes);
-      return (await this.#recall(token, user)) ?? (await this.#verifyAfresh(token, user));
+      return (await this.#recall(token, user)) ?? (await this.#verifyAfresh(token, user, attempt));
     } catch (error) {
       if (!(error instanceof TokenRefusal)) throw error;
       // No DETAIL, whatever the reason: it would tell a stranger which issuers and keys we know. The HINT depends on
@@ -171,9 +177,14 @@ class TokenVerifier implements Verifier {
     return verified;
   }
 
-  async #verifyAfresh(token: string, user: string): Promise<VerifiedToken> {
+  async #verifyAfresh(
+    token: string,
+    user: string,
+    attempt: (issuer: string) => void,
+  ): Promise<VerifiedToken> {
     const parsed = parseToken(token, this.#limits.maxTokenBytes);
     const { alg, kid, typ, claims } = parsed;
+    attempt(typeof claims['iss'] === 'string' ? claims['iss'] : '');
     const trust = this.#trustOf(claims);
     const keys = await verifySignature(token, parsed, trust);
 

@@ -35,9 +35,9 @@ export interface Cancels {
   revoke(key: CancelKey): Promise<boolean>;
   /**
    * Forwards a client's CancelRequest, and resolves when PostgreSQL has taken it: clients may start
-   * their next query then. A key that matches nothing resolves at once; nobody is ever told.
+   * their next query then. A key that matches nothing resolves at once with `false`, which no client is ever told.
    */
-  forward(key: CancelKey): Promise<void>;
+  forward(key: CancelKey): Promise<boolean>;
 }
 
 // 4 bytes in protocol 3.0; PostgreSQL 18 gives 32 in 3.2.
@@ -95,13 +95,17 @@ export function createCancels(
     },
     async forward(key) {
       const entry = find(key);
-      if (entry === undefined) return onOutcome('unknown_key');
+      if (entry === undefined) {
+        onOutcome('unknown_key');
+        return false;
+      }
       await entry.line.join(async () => {
         if (entries.get(key.processId) !== entry) return;
         const outcome = await cancelQuery(entry.target);
         if (outcome === 'unanswered') entry.allTaken = false;
         onOutcome(outcome);
       });
+      return true;
     },
   };
 }

@@ -13,23 +13,26 @@ export interface Siblings {
   readonly worker: number;
   /** How many workers there are, this one too. */
   readonly workers: number;
-  /** Has the worker that gave the key out forward it; resolves when that is done, whatever came of it. */
-  forward(key: CancelKey): Promise<void>;
+  /** Has the worker that gave the key out forward it; resolves when that is done, with whether it was anybody's. */
+  forward(key: CancelKey): Promise<boolean>;
 }
 
 /** The cancels of all workers, as this one sees them: `own`, and those that are sent where they belong. */
 export function shareCancels(own: Cancels, siblings: Siblings): Cancels {
   // By the whole key: what a stranger sends must not hold up what the key's owner does.
-  const lines = new Map<string, { line: Line; users: number }>();
+  const lines = new Map<string, { line: Line; users: number; found: boolean }>();
 
-  const send = async (key: CancelKey): Promise<void> => {
+  const send = async (key: CancelKey): Promise<boolean> => {
     const name = `${key.processId} ${key.secretKey.toString('hex')}`;
-    const entry = lines.get(name) ?? { line: new Line(), users: 0 };
-    if (entry.users === 0 && lines.size >= MAX_UNDER_WAY) return;
+    const entry = lines.get(name) ?? { line: new Line(), users: 0, found: false };
+    if (entry.users === 0 && lines.size >= MAX_UNDER_WAY) return false;
     lines.set(name, entry);
     entry.users++;
     try {
-      await entry.line.join(() => siblings.forward(key));
+      await entry.line.join(async () => {
+        entry.found = await siblings.forward(key);
+      });
+      return entry.found;
     } finally {
       entry.users--;
       if (entry.users === 0) lines.delete(name);
@@ -41,8 +44,8 @@ export function shareCancels(own: Cancels, siblings: Siblings): Cancels {
     revoke: (key) => own.revoke(key),
     async forward(key) {
       const worker = workerOf(key.processId);
-      if (worker === siblings.worker) await own.forward(key);
-      else if (worker >= 1 && worker <= siblings.workers) await send(key);
+      if (worker === siblings.worker) return own.forward(key);
+      return worker >= 1 && worker <= siblings.workers && send(key);
     },
   };
 }

@@ -8,11 +8,12 @@ import type { Socket } from 'node:net';
 import { extname } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { Taker } from './dispatch.ts';
+import type { LimitNote } from './ledger.ts';
 import {
   errorOf,
   toPrimary,
-  type CancelOrder,
   type Order,
+  type Question,
   type Start,
   type ToWorker,
 } from './messages.ts';
@@ -28,10 +29,8 @@ export interface Departure {
 export interface MemberListener {
   /** It may have taken over a client, or be rid of one. */
   onLoad(member: Member): void;
-  onWant(member: Member): void;
-  onReturned(member: Member, count: number, round: number | undefined): void;
-  /** Forwards a cancel request to the worker whose key it has. */
-  onCancel(order: CancelOrder): Promise<void>;
+  onLimit(member: Member, note: LimitNote): void;
+  onQuestion(member: Member, question: Question): Promise<unknown>;
   /** This client could not be sent to the worker, which is ended therefore. */
   onUndelivered(client: Socket): void;
   onGone(member: Member, departure: Departure): void;
@@ -165,13 +164,11 @@ export class Member implements Taker {
         this.#open = message.open;
         if (message.taken === this.#sent) this.#letGo();
         return this.#listener.onLoad(this);
-      case 'want':
-        return this.#listener.onWant(this);
-      case 'returned':
-        return this.#listener.onReturned(this, message.count, message.round);
+      case 'limit':
+        return this.#listener.onLimit(this, message.note);
       case 'ask':
-        void answer(message.id, () => this.#listener.onCancel(message.question)).then((said) =>
-          this.tell(said),
+        void answer(message.id, () => this.#listener.onQuestion(this, message.question)).then(
+          (said) => this.tell(said),
         );
         return;
       case 'answer':

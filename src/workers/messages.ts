@@ -8,6 +8,7 @@ import type { Address } from '../accept/tcp.ts';
 import type { Config } from '../config.ts';
 import { ConfigError, type ConfigProblem } from '../errors.ts';
 import type { Revocation } from '../identity/revocations.ts';
+import type { LimitNote, LimitQuestion } from './ledger.ts';
 
 /** The first message to a worker, in answer to its `hello`. */
 export interface Start {
@@ -23,12 +24,11 @@ export interface Start {
   readonly address: Address;
 }
 
-/** From the primary to a worker. A `client` comes with its socket; `permits` answers one `want`, with 0 when the house is full. */
+/** From the primary to a worker. A `client` comes with its socket; `evict` is for one that has entered where there are too many. */
 export type ToWorker =
   | Start
   | { readonly kind: 'client'; readonly id: number }
-  | { readonly kind: 'permits'; readonly count: number }
-  | { readonly kind: 'recall'; readonly round: number }
+  | { readonly kind: 'evict'; readonly id: number }
   | { readonly kind: 'end'; readonly how: 'drain' | 'close' }
   | Ask<Order>
   | Answer;
@@ -39,10 +39,12 @@ export type ToPrimary =
   | { readonly kind: 'ready' }
   | { readonly kind: 'failed'; readonly failure: Failure }
   | { readonly kind: 'load'; readonly taken: number; readonly open: number }
-  | { readonly kind: 'want' }
-  | { readonly kind: 'returned'; readonly count: number; readonly round?: number }
-  | Ask<CancelOrder>
+  | { readonly kind: 'limit'; readonly note: LimitNote }
+  | Ask<Question>
   | Answer;
+
+/** What a worker asks of the primary. */
+export type Question = CancelOrder | LimitQuestion;
 
 /** What the primary asks of a worker, which answers when it is done. */
 export type Order =
@@ -60,10 +62,10 @@ export interface CancelOrder {
 }
 
 /** A question, and the number that its answer will have. */
-export interface Ask<Question> {
+export interface Ask<Asked> {
   readonly kind: 'ask';
   readonly id: number;
-  readonly question: Question;
+  readonly question: Asked;
 }
 
 /** The answer to a question. */
@@ -79,8 +81,8 @@ export type Failure =
   | { readonly problems: readonly ConfigProblem[] }
   | { readonly message: string };
 
-const TO_WORKER = ['start', 'client', 'permits', 'recall', 'end', 'ask', 'answer'];
-const TO_PRIMARY = ['hello', 'ready', 'failed', 'load', 'want', 'returned', 'ask', 'answer'];
+const TO_WORKER = ['start', 'client', 'evict', 'end', 'ask', 'answer'];
+const TO_PRIMARY = ['hello', 'ready', 'failed', 'load', 'limit', 'ask', 'answer'];
 
 /** A message from the primary. @throws {TypeError} when it is none. */
 export function toWorker(message: unknown): ToWorker {

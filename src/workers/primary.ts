@@ -6,13 +6,17 @@
  *
  * It never reads a byte of a client. Slots need no coordination here: PostgreSQL leases each to one worker.
  */
-import type { Server } from 'node:net';
-import { addressOf, listen, MAX_STRANGERS, type Address } from '../accept/tcp.ts';
+import type { Server, Socket } from 'node:net';
+import { createOrigins } from '../accept/origin.ts';
+import { addressOf, listen, type Address } from '../accept/tcp.ts';
 import { startAdmin, type Admin } from '../admin/endpoint.ts';
 import { createRoutes } from '../admin/routes.ts';
 import { settingsThatNeedRestart, type Config } from '../config.ts';
 import { ConfigError } from '../errors.ts';
 import { Revocations } from '../identity/revocations.ts';
+import { canonical } from '../limits/address.ts';
+import { ProxyLedger } from '../limits/ledger.ts';
+import { refusalLog } from '../limits/refusal-log.ts';
 import type { Logger } from '../log.ts';
 import { createMetrics } from '../metrics.ts';
 import { watchProcess } from '../metrics-process.ts';
@@ -22,7 +26,7 @@ import { workerOf } from '../upstream/cancel.ts';
 import { Crew } from './crew.ts';
 import { Dispatch } from './dispatch.ts';
 import { FleetMetrics } from './fleet-metrics.ts';
-import { PermitOffice } from './permits.ts';
+import { LedgerDesk } from './ledger.ts';
 import { assertShareable, shareOf } from './share.ts';
 
 /** What all workers together have in use, as `Proxy.counts` says it of one. */
@@ -70,9 +74,11 @@ export function createWorkers(
     onChange: () => {},
     onProblem: () => {},
   });
-  const permits = new PermitOffice(config.limits.maxClients);
+  let origins = createOrigins(config.listen);
+  const ledger = new ProxyLedger(config.limits, refusalLog(logger, metrics.limits));
+  const desk = new LedgerDesk(ledger);
   const dispatch = new Dispatch(() => ({
-    maxSockets: config.limits.maxClients + MAX_STRANGERS,
+    maxSockets: config.limits.maxClients + config.limits.maxUnauthenticated,
     patienceMs: config.limits.loginTimeoutMs,
   }));
   const address = (): Address => addressOf(server as Server);
@@ -88,18 +94,18 @@ export function createWorkers(
       onReady: (member) => dispatch.add(member),
       onLoad: () => dispatch.onFree(),
       onUndelivered: (client) => dispatch.onArrival(client),
-      onWant: (member) => permits.onWant(member),
-      onReturned: (member, count, round) => permits.onReturned(member, count, round),
-      async onCancel(order) {
-        const owner = crew.member(workerOf(order.processId));
+      onLimit: (member, note) => desk.onNote(member, note),
+      async onQuestion(member, question) {
+        if (question.what !== 'cancel') return desk.onQuestion(member, question);
+        const owner = crew.member(workerOf(question.processId));
         // A key of a worker that is gone is nobody's.
-        await owner?.ask(order, CANCEL_MS).catch(() => {});
+        return owner?.ask(question, CANCEL_MS).catch(() => false);
       },
       onGone(member) {
         if (!leaving) metrics.workersLost.inc();
         fleet.onGone(member);
         dispatch.remove(member);
-        permits.onGone(member);
+        desk.onGone(member);
       },
     },
   );
@@ -107,6 +113,14 @@ export function createWorkers(
   const fleet = new FleetMetrics(metrics, workers, crew);
 
   const readMetrics: Workers['metrics'] = async (accept) => render(await fleet.sample(), accept);
+
+  /** Who is not to be served is not worth a worker's while; one behind a balancer has not said yet who it is. */
+  const onArrival = (client: Socket): void => {
+    const peer = canonical(client.remoteAddress ?? '');
+    const known = origins.isBalancer(peer) ? undefined : peer;
+    if (origins.mayArrive(peer) && ledger.hasRoomFor(known)) dispatch.onArrival(client);
+    else client.destroy();
+  };
 
   const take = async (next: Config): Promise<void> => {
     if (leaving) {
@@ -116,7 +130,8 @@ export function createWorkers(
     assertUsable(next, workers, logger);
     config = next;
     logger.level = next.log.level;
-    permits.setLimit(next.limits.maxClients);
+    origins = createOrigins(next.listen);
+    ledger.setLimits(next.limits);
     await crew.order((worker) => ({
       what: 'reload',
       config: shareOf(next, worker, workers),
@@ -146,7 +161,7 @@ export function createWorkers(
     const { host, port } = config.listen;
     server = await listen(
       { host, port },
-      (client) => dispatch.onArrival(client),
+      onArrival,
       (error) => logger.error({ event: 'accept_failed', cause: error.message }),
       { pauseOnConnect: true },
     );
@@ -171,7 +186,6 @@ export function createWorkers(
     if (server?.listening) server.close();
     dispatch.close();
     await crew.end(how);
-    permits.close();
     await admin?.close();
     unwatch?.();
   };
@@ -185,7 +199,7 @@ export function createWorkers(
     metrics: readMetrics,
     async counts() {
       const all = (await crew.survey({ what: 'counts' })) as Counts[];
-      return { ...all.reduce(addUp, NOTHING), adminPort: admin?.port };
+      return { ...all.reduce(addUp, NOTHING), limits: ledger.counts(), adminPort: admin?.port };
     },
   };
 }
@@ -197,7 +211,13 @@ function assertUsable(config: Config, workers: number, logger: Logger): void {
   void createProxy(config, { logger }).close();
 }
 
-const NOTHING: Counts = { connections: 0, clients: 0, upstreams: {}, adminPort: undefined };
+const NOTHING: Counts = {
+  connections: 0,
+  clients: 0,
+  upstreams: {},
+  limits: { unauthenticated: 0, clients: 0, refused: {} },
+  adminPort: undefined,
+};
 
 /** The sum of two counts, number by number, whatever is counted. */
 function addUp(one: Counts, other: Counts): Counts {

@@ -1,7 +1,7 @@
 /**
  * A worker's share of what the configuration grants to the whole proxy: connections to an upstream, and spares.
  *
- * Clients are spread evenly, so even shares do; `limits.maxClients` is counted exactly instead (`permits.ts`), and slots are
+ * Clients are spread evenly, so even shares do; `limits` are counted exactly instead (`ledger.ts`), and slots are
  * leased from PostgreSQL.
  */
 import type { Config } from '../config.ts';

@@ -10,23 +10,31 @@ import { createLogger } from '../log.ts';
 import { createMetrics, type Metrics } from '../metrics.ts';
 import { createProxy, type Proxy } from '../proxy.ts';
 import { createCancels, type Cancels } from '../upstream/cancel.ts';
+import type { Config } from '../config.ts';
 import { shareCancels } from './cancels.ts';
+import { RemoteLedger } from './ledger.ts';
 import {
   failureOf,
   toWorker,
-  type CancelOrder,
   type Order,
+  type Question,
   type Start,
   type ToPrimary,
 } from './messages.ts';
-import { PermitPurse } from './permits.ts';
 import { answer, Questions } from './questions.ts';
 
 // Longer than the primary waits for the worker that it asks.
 const CANCEL_MS = 30_000;
+// The primary answers at once, or is not there; a shared store has bounds of its own.
+const LIMIT_MS = 10_000;
 
-const questions = new Questions<CancelOrder>((ask) => tell(ask));
-const purse = new PermitPurse(tell);
+const questions = new Questions<Question>((ask) => tell(ask));
+const ledger = new RemoteLedger({
+  tell: (note) => tell({ kind: 'limit', note }),
+  ask: (question) => questions.ask(question, LIMIT_MS),
+  maxPerSubject: () => limits?.maxClientsPerSubject,
+});
+let limits: Config['limits'] | undefined;
 let proxy: Proxy | undefined;
 let cancels: Cancels | undefined;
 /** Once it serves clients: before, there is nothing to be counted. */
@@ -52,10 +60,8 @@ function hear(sent: unknown, client: Socket | undefined): void {
       return void start(message);
     case 'client':
       return take(message.id, client);
-    case 'permits':
-      return purse.onPermits(message.count);
-    case 'recall':
-      return purse.onRecall(message.round);
+    case 'evict':
+      return ledger.onEvict(message.id);
     case 'end':
       return void end(message.how);
     case 'ask':
@@ -68,6 +74,7 @@ function hear(sent: unknown, client: Socket | undefined): void {
 async function start({ worker, workers, config, revocations, address }: Start): Promise<void> {
   // What `ps` and `top` show.
   process.title = `pgjot: worker ${worker}`;
+  limits = config.limits;
   try {
     const metrics = createMetrics();
     const own = createCancels(worker, (outcome) => metrics.cancels.inc({ outcome }));
@@ -82,10 +89,11 @@ async function start({ worker, workers, config, revocations, address }: Start): 
           worker,
           workers,
           async forward(key) {
-            await questions.ask({ what: 'cancel', ...key }, CANCEL_MS).catch(() => {});
+            const asked = questions.ask({ what: 'cancel', ...key }, CANCEL_MS);
+            return (await asked.catch(() => false)) === true;
           },
         }),
-        admit: (signal) => purse.admit(signal),
+        ledger,
         listen(onArrival) {
           onClient = onArrival;
           return address;
@@ -129,6 +137,7 @@ async function obey(order: Order): Promise<unknown> {
   switch (order.what) {
     case 'reload':
       proxy?.reload(order.config);
+      limits = order.config.limits;
       return undefined;
     case 'revoke':
       proxy?.revoke(order.entry);

@@ -37,7 +37,7 @@ describe('a cancel key', () => {
     const cancels = shareCancels(own, {
       worker: 2,
       workers: 4,
-      forward: async ({ processId }) => void sent.push(workerOf(processId)),
+      forward: async ({ processId }) => sent.push(workerOf(processId)) > 0,
     });
 
     for (const processId of [0, -1, -(2 ** 31), 7, 2 ** 31 - 1]) {
@@ -61,6 +61,7 @@ describe('a cancel key', () => {
       forward: async () => {
         asked++;
         await released;
+        return false;
       },
     });
 
