@@ -5,7 +5,7 @@
  */
 import { ProxyError } from '../errors.ts';
 import { BACKEND, decodeDataRow, decodeErrorFields } from '../wire/backend.ts';
-import { readFrame, type Frame } from '../wire/frame.ts';
+import { readFrame, takeFrame, type Frame } from '../wire/frame.ts';
 import { EndOfStream } from '../wire/read.ts';
 import { UpstreamError, asProxyError, type UpstreamConnection } from './connect.ts';
 
@@ -47,7 +47,8 @@ export async function readAnswer(
   let failure: Frame | undefined;
   try {
     for (let frames = 0; frames < MAX_ANSWER_FRAMES; frames++) {
-      const frame = await readFrame(stream, MAX_ANSWER_BYTES, signal);
+      const frame =
+        takeFrame(stream, MAX_ANSWER_BYTES) ?? (await readFrame(stream, MAX_ANSWER_BYTES, signal));
       if (frame.type === BACKEND.ReadyForQuery) {
         if (failure !== undefined) throw failed(failure);
         if (row === undefined) throw broken('no row where one was asked for');

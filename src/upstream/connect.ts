@@ -12,8 +12,13 @@ import { TLSSocket } from 'node:tls';
 import type { UpstreamConfig } from '../config.ts';
 import { ProxyError } from '../errors.ts';
 import { isLoopback, upstreamTlsMode } from '../exposure.ts';
-import { BACKEND, decodeBackendKeyData, decodeErrorFields } from '../wire/backend.ts';
-import { InvalidFrameLength, readFrame, type Frame } from '../wire/frame.ts';
+import {
+  BACKEND,
+  decodeBackendKeyData,
+  decodeErrorFields,
+  decodeParameterStatus,
+} from '../wire/backend.ts';
+import { InvalidFrameLength, readFrame, takeFrame, type Frame } from '../wire/frame.ts';
 import {
   encodePasswordMessage,
   encodeSASLInitialResponse,
@@ -48,7 +53,12 @@ export interface UpstreamConnection {
   readonly processId: number;
   /** The cancel key of this backend; never leaves the proxy. */
   readonly secretKey: Buffer;
-  /** ParameterStatus and NoticeResponse frames, as they came, whole ones in each buffer; what our own questions bring is added. */
+  /** The server's major version; 0 where it has not said. */
+  readonly version: number;
+  /**
+   * What a client hears before it may speak: in the first buffer a ParameterStatus for each setting, in those behind it
+   * what has come with the login or since, whole frames, notices too.
+   */
   readonly greeting: Buffer[];
   /** The LOGIN role. */
   readonly slot: string;
@@ -150,32 +160,48 @@ async function logIn(
   signal: AbortSignal,
 ): Promise<Omit<UpstreamConnection, 'slot' | 'identity'>> {
   const authentication = new Authentication(stream, upstream, credentials);
-  const greeting: Buffer[] = [];
+  const settings: Buffer[] = [];
+  const notices: Buffer[] = [];
+  let version: number | undefined;
   let key: { processId: number; secretKey: Buffer } | undefined;
   for (let frames = 0; frames < MAX_LOGIN_FRAMES; frames++) {
-    const frame = await readFrame(stream, MAX_LOGIN_FRAME_BYTES, signal);
+    const frame =
+      takeFrame(stream, MAX_LOGIN_FRAME_BYTES) ??
+      (await readFrame(stream, MAX_LOGIN_FRAME_BYTES, signal));
     switch (frame.type) {
       case BACKEND.Authentication:
         await authentication.answer(frame);
+        signal.throwIfAborted();
         break;
       case BACKEND.ParameterStatus:
+        settings.push(frame.bytes);
+        version ??= versionIn(frame);
+        break;
       case BACKEND.NoticeResponse:
-        greeting.push(frame.bytes);
+        notices.push(frame.bytes);
         break;
       case BACKEND.BackendKeyData:
         key = decodeBackendKeyData(frame);
         break;
       case BACKEND.ErrorResponse:
         throw loginError(frame, credentials.role);
-      case BACKEND.ReadyForQuery:
+      case BACKEND.ReadyForQuery: {
         if (!authentication.complete || key === undefined) throw unexpected(frame);
         // One buffer for as long as the session lasts, not a dozen.
-        return { stream, ...key, greeting: [Buffer.concat(greeting)] };
+        const greeting = [Buffer.concat(settings), ...notices];
+        return { stream, ...key, version: version ?? 0, greeting };
+      }
       default:
         throw unexpected(frame);
     }
   }
   throw new ProxyError('upstream_protocol', { cause: new Error('the login never ended') });
+}
+
+/** The server's major version, if it is what this ParameterStatus is about. */
+function versionIn({ body }: Frame): number | undefined {
+  const status = decodeParameterStatus(body);
+  return status?.name === 'server_version' ? Number.parseInt(status.value, 10) || 0 : undefined;
 }
 
 /** One authentication exchange: SCRAM-SHA-256, with channel binding over TLS; a clear password only where nobody can read it. */

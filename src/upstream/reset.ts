@@ -10,7 +10,14 @@
 import { randomBytes, randomInt } from 'node:crypto';
 import { ProxyError } from '../errors.ts';
 import { BACKEND } from '../wire/backend.ts';
-import { decodeString, encodeFrame, encodeString, HEADER_BYTES, readFrame } from '../wire/frame.ts';
+import {
+  decodeString,
+  encodeFrame,
+  encodeString,
+  HEADER_BYTES,
+  readFrame,
+  takeFrame,
+} from '../wire/frame.ts';
 import { encodeQuery, encodeStatement } from '../wire/frontend.ts';
 import { MAX_ANSWER_BYTES, MAX_ANSWER_FRAMES, readAnswer } from './ask.ts';
 import { asProxyError, type UpstreamConnection } from './connect.ts';
@@ -58,20 +65,20 @@ const WHO_BEFORE_15 = whoIs(`${HAS_SETTINGS} or ${HAS_ACCOMPLICES}`);
  */
 export async function reset(session: Session, role: string, reported: boolean): Promise<void> {
   const { connection } = session;
+  const { greeting, version } = connection;
   const attempt = new AbortController();
   const timer = setTimeout(() => attempt.abort(unfit(`no answer in ${RESET_MS} ms`)), RESET_MS);
   try {
     const nonce = randomBytes(16).toString('hex');
-    const statuses = statusesOf(connection.greeting);
-    const names = reported ? [...statuses.keys()] : [];
-    const who = versionOf(statuses) < 15 ? WHO_BEFORE_15 : WHO;
+    const names = reported ? [...statusesOf(greeting).keys()] : [];
+    const who = version < 15 ? WHO_BEFORE_15 : WHO;
     const question = encodeStatement(who, [nonce, arrayOf(names), seed()]);
     connection.stream.write(Buffer.concat([DISCARD_ALL, question]));
-    await readDiscarded(connection, statuses, attempt.signal);
+    await readDiscarded(connection, attempt.signal);
     const answer = await readAnswer(connection, attempt.signal);
     const settings = assertOurs(answer, session, { nonce, role });
-    for (const [index, name] of names.entries()) statuses.set(name, status(name, settings[index]));
-    connection.greeting.splice(0, Infinity, Buffer.concat([...statuses.values()]));
+    for (const [index, name] of names.entries()) greeting.push(status(name, settings[index]));
+    if (greeting.length > 1) tidy(greeting);
   } finally {
     clearTimeout(timer);
   }
@@ -79,15 +86,16 @@ export async function reset(session: Session, role: string, reported: boolean): 
 
 /** Reads up to the ReadyForQuery behind DISCARD ALL; what it changes back is reported, and belongs to the next greeting. */
 async function readDiscarded(
-  { stream }: UpstreamConnection,
-  statuses: Map<string, Buffer>,
+  { stream, greeting }: UpstreamConnection,
   signal: AbortSignal,
 ): Promise<void> {
   let discarded = false;
   try {
     for (let frames = 0; frames < MAX_ANSWER_FRAMES; frames++) {
-      const { type, body, bytes } = await readFrame(stream, MAX_ANSWER_BYTES, signal);
-      if (type === BACKEND.ParameterStatus) statuses.set(nameOf(body), bytes);
+      const frame =
+        takeFrame(stream, MAX_ANSWER_BYTES) ?? (await readFrame(stream, MAX_ANSWER_BYTES, signal));
+      const { type, body } = frame;
+      if (type === BACKEND.ParameterStatus) greeting.push(frame.bytes);
       // Not for the next user: it is about what the last one did, or listened to.
       else if (type === BACKEND.NoticeResponse || type === BACKEND.NotificationResponse) continue;
       else if (type === BACKEND.CommandComplete && !discarded && body.equals(DISCARDED)) {
@@ -134,11 +142,9 @@ function statusesOf(greeting: readonly Buffer[]): Map<string, Buffer> {
   return statuses;
 }
 
-/** The server's major version, which it reports at every login. */
-function versionOf(statuses: ReadonlyMap<string, Buffer>): number {
-  const body = statuses.get('server_version')?.subarray(HEADER_BYTES);
-  const value = body && decodeString(body, 'server_version\0'.length)?.text;
-  return Number.parseInt(value ?? '0', 10);
+/** Leaves the last word on each setting, and no notice: those were for whoever was there then. */
+function tidy(greeting: Buffer[]): void {
+  greeting.splice(0, Infinity, Buffer.concat([...statusesOf(greeting).values()]));
 }
 
 function nameOf(body: Buffer): string {

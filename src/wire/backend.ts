@@ -132,6 +132,13 @@ export function decodeErrorFields(body: Buffer): ReadonlyMap<string, string> {
   return fields;
 }
 
+/** The setting and its value of a ParameterStatus; `undefined` when it is malformed. */
+export function decodeParameterStatus(body: Buffer): { name: string; value: string } | undefined {
+  const name = decodeString(body, 0);
+  const value = name && decodeString(body, name.next);
+  return value && { name: name.text, value: value.text };
+}
+
 /** The columns of a DataRow in text format, NULL as `null`; `undefined` when the row does not fit its frame. */
 export function decodeDataRow(body: Buffer): (string | null)[] | undefined {
   if (body.length < 2) return undefined;

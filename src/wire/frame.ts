@@ -4,7 +4,7 @@
  * https://www.postgresql.org/docs/current/protocol-message-formats.html
  */
 import type { Duplex } from 'node:stream';
-import { readExactly } from './read.ts';
+import { readExactly, takeExactly } from './read.ts';
 
 /** One whole message. `bytes` is all of it as it travelled; `body` is the part after the length. */
 export interface Frame {
@@ -49,6 +49,23 @@ export function encodeInt32(value: number): Buffer {
 }
 
 /**
+ * The next frame if all of it has arrived, of at most `maxBytes` of body; else `undefined`, and the stream keeps what it has.
+ *
+ * A server sends many frames at once, and this goes over them without a promise for each:
+ *
+ *     const frame = takeFrame(stream, maxBytes) ?? (await readFrame(stream, maxBytes, signal));
+ *
+ * @throws {InvalidFrameLength} as `readFrame`, as soon as the header has arrived.
+ */
+export function takeFrame(stream: Duplex, maxBytes: number): Frame | undefined {
+  const header = takeExactly(stream, HEADER_BYTES);
+  if (header === undefined) return undefined;
+  const body = takeExactly(stream, bodyBytes(header, maxBytes));
+  if (body === undefined) stream.unshift(header);
+  return body && frameOf(header, body);
+}
+
+/**
  * The next frame, of at most `maxBytes` of body; the length is checked before the body is waited for.
  *
  * @throws {InvalidFrameLength} when the length is impossible or too large.
@@ -60,13 +77,19 @@ export async function readFrame(
   signal: AbortSignal,
 ): Promise<Frame> {
   const header = await readExactly(stream, HEADER_BYTES, signal);
+  return frameOf(header, await readExactly(stream, bodyBytes(header, maxBytes), signal));
+}
+
+/** How many bytes the header announces. */
+function bodyBytes(header: Buffer, maxBytes: number): number {
   const length = header.readInt32BE(1) - 4;
-  if (length < 0 || length > maxBytes) {
-    throw new InvalidFrameLength(
-      `a frame of ${length + 4} bytes where at most ${maxBytes + 4} are allowed`,
-    );
-  }
-  const body = await readExactly(stream, length, signal);
+  if (length >= 0 && length <= maxBytes) return length;
+  throw new InvalidFrameLength(
+    `a frame of ${length + 4} bytes where at most ${maxBytes + 4} are allowed`,
+  );
+}
+
+function frameOf(header: Buffer, body: Buffer): Frame {
   return { type: header[0] as number, body, bytes: Buffer.concat([header, body]) };
 }
 

@@ -18,6 +18,13 @@ export class EndOfStream extends Error {
   }
 }
 
+/** Exactly `length` bytes if they have arrived, as they usually have; else `undefined`, and the stream keeps what it has. */
+export function takeExactly(stream: Duplex, length: number): Buffer | undefined {
+  if (length === 0) return Buffer.alloc(0);
+  if (stream.destroyed || stream.readableLength < length) return undefined;
+  return (stream.read(length) as Buffer | null) ?? undefined;
+}
+
 /**
  * Resolves with exactly `length` bytes, a buffer of the caller's own.
  *
@@ -27,12 +34,10 @@ export class EndOfStream extends Error {
  * @throws the signal's reason when `signal` aborts first; bytes that had arrived stay in the stream.
  */
 export function readExactly(stream: Duplex, length: number, signal: AbortSignal): Promise<Buffer> {
-  if (length === 0) return Promise.resolve(Buffer.alloc(0));
-  if (signal.aborted) return Promise.reject(signal.reason as Error);
+  if (length > 0 && signal.aborted) return Promise.reject(signal.reason as Error);
+  const here = takeExactly(stream, length);
+  if (here !== undefined) return Promise.resolve(here);
   if (stream.destroyed || stream.readableEnded) return Promise.reject(new EndOfStream(0));
-  // The usual case: a peer sends a message whole, so that all but its first bytes are here already.
-  const here = stream.readableLength >= length ? (stream.read(length) as Buffer | null) : null;
-  if (here !== null) return Promise.resolve(here);
   return new Promise((resolve, reject) => {
     const settle = (finish: () => void) => {
       stream.off('readable', onReadable);

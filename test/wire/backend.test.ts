@@ -12,6 +12,7 @@ import {
   BACKEND,
   decodeBackendKeyData,
   decodeDataRow,
+  decodeParameterStatus,
   decodeErrorFields,
   encodeAuthenticationSASL,
   encodeAuthenticationSASLContinue,
@@ -182,6 +183,23 @@ describe('ErrorResponse', () => {
   });
 });
 
+describe('ParameterStatus', () => {
+  test("gives PostgreSQL's settings", async () => {
+    const said = await framesOfType(BACKEND.ParameterStatus, 'pg');
+
+    const settings = said.map(({ body }) => decodeParameterStatus(body));
+    expect(settings.find((one) => one?.name === 'server_version')?.value).toMatch(/^18\b/);
+    expect(settings).not.toContain(undefined);
+  });
+
+  test.each(['', 'name', 'name\0', 'name\0value'])(
+    'is undefined when it ends early: %j',
+    (body) => {
+      expect(decodeParameterStatus(Buffer.from(body))).toBeUndefined();
+    },
+  );
+});
+
 describe('DataRow', () => {
   test("gives PostgreSQL's columns", async () => {
     const rows = await framesOfType(BACKEND.DataRow, 'extended-query');
@@ -255,9 +273,11 @@ test('no decoder throws, or reads outside its frame, on random bytes', () => {
       const fields = decodeErrorFields(view);
       const row = decodeDataRow(view);
       const key = decodeBackendKeyData(frame);
+      const status = decodeParameterStatus(view);
 
       expect(fields).toEqual(decodeErrorFields(body));
       expect(row).toEqual(decodeDataRow(body));
+      expect(status).toEqual(decodeParameterStatus(body));
       expect(key).toEqual(decodeBackendKeyData({ type: 0, body, bytes: body }));
     }),
     { numRuns: 500 },

@@ -12,6 +12,7 @@ import {
   encodeInt32,
   encodeString,
   readFrame,
+  takeFrame,
   type Frame,
 } from '../../src/wire/frame.ts';
 import { EndOfStream } from '../../src/wire/read.ts';
@@ -114,6 +115,66 @@ describe('readFrame', () => {
       { numRuns: 200 },
     );
   });
+});
+
+describe('takeFrame', () => {
+  test('goes over all that has arrived whole, and leaves what has not to whoever waits for it', async () => {
+    const said = saidBy('B', capture('function-call'));
+    const { frames: whole } = await framesOf([said]);
+
+    for (const pieces of [...everySplit(said), byteByByte(said)]) {
+      const stream = new PassThrough();
+      const frames: Frame[] = [];
+      let arrived = 0;
+      for (const piece of pieces) {
+        stream.write(piece);
+        arrived += piece.length;
+        for (let frame; (frame = takeFrame(stream, MAX)) !== undefined; ) frames.push(frame);
+        const taken = frames.reduce((sum, { bytes }) => sum + bytes.length, 0);
+        expect(taken + stream.readableLength).toBe(arrived);
+      }
+
+      expect(frames).toEqual(whole);
+      expect(stream.eventNames()).toEqual(new PassThrough().eventNames());
+    }
+  });
+
+  test('leaves what lies behind a frame in the stream, be it part of one or no frame at all', async () => {
+    const stream = new PassThrough();
+    stream.write(Buffer.concat([encodeFrame('Z', Buffer.from('I')), Buffer.from('D\0\0\0\x09ab')]));
+
+    expect(takeFrame(stream, MAX)?.body.toString()).toBe('I');
+    expect(takeFrame(stream, MAX)).toBeUndefined();
+    expect(stream.readableLength).toBe(7);
+    const rest = readFrame(stream, MAX, never);
+    stream.write('cde');
+    expect((await rest).body.toString()).toBe('abcde');
+  });
+
+  test('takes what came before the end, leaves half a frame there, and takes nothing of a stream that broke', async () => {
+    const ended = new PassThrough();
+    ended.end(Buffer.concat([encodeFrame('Z', Buffer.from('I')), Buffer.from('D\0\0\0\x09')]));
+    await new Promise(setImmediate);
+    const broken = new PassThrough().on('error', () => {});
+    broken.write(encodeFrame('Z', Buffer.from('I')));
+    broken.destroy(new Error('reset'));
+
+    expect(takeFrame(ended, MAX)?.body.toString()).toBe('I');
+    expect(takeFrame(ended, MAX)).toBeUndefined();
+    await expect(readFrame(ended, MAX, never)).rejects.toBeInstanceOf(EndOfStream);
+    expect(takeFrame(broken, MAX)).toBeUndefined();
+    await expect(readFrame(broken, MAX, never)).rejects.toBeInstanceOf(EndOfStream);
+  });
+
+  test.each([3, 0, -1, -(2 ** 31), MAX + 5, 2 ** 31 - 1])(
+    'refuses a length of %d as soon as the header has arrived',
+    (length) => {
+      const stream = new PassThrough();
+      stream.write(Buffer.concat([Buffer.from('Z'), encodeInt32(length)]));
+
+      expect(() => takeFrame(stream, MAX)).toThrow(InvalidFrameLength);
+    },
+  );
 });
 
 describe('encodeFrame', () => {
