@@ -5,21 +5,21 @@
  * one; what the two have in common (upstreams that are configured alike, administrators' revocations) goes over, and the
  * rest of the old one ends when its last session does.
  */
-import { constants, X509Certificate } from 'node:crypto';
-import { readFileSync } from 'node:fs';
-import { createSecureContext, type SecureContext } from 'node:tls';
+import { constants } from 'node:crypto';
 import { isDeepStrictEqual } from 'node:util';
 import { readSecrets, type Config, type SecretPair, type UpstreamConfig } from './config.ts';
 import type { ConnectionContext } from './connection.ts';
-import { ConfigError, ProxyError } from './errors.ts';
-import { clientTlsMode } from './exposure.ts';
+import { ProxyError } from './errors.ts';
+import { clientTlsMode, upstreamTlsMode } from './exposure.ts';
 import { createVerifier } from './identity/jwt.ts';
 import { type Asking, chooseAuthentication } from './identity/authentication.ts';
 import { decide, decideAnonymous, type Identity, objectionTo } from './identity/policy.ts';
 import { Revocations, type Revocation } from './identity/revocations.ts';
 import { explain, type Logger } from './log.ts';
 import type { Metrics } from './metrics.ts';
+import { TlsFiles, type TlsFilesListener } from './tls-files.ts';
 import type { Cancels } from './upstream/cancel.ts';
+import { upstreamTlsFiles } from './upstream/dial.ts';
 import { createPool, type Lease, type Pool } from './upstream/pool.ts';
 
 /** What outlives every generation. */
@@ -77,6 +77,13 @@ export function createGeneration(
       readSecrets(upstream, `upstreams.${id}`),
     ]),
   );
+  for (const [id, pair] of secrets) {
+    const upstream = config.upstreams[id] as UpstreamConfig;
+    const known = poolKnown(id, upstream, pair, predecessor);
+    if (upstreamTlsMode(upstream) !== 'disable')
+      upstreamTlsFiles(known?.upstream ?? upstream, id).refresh();
+  }
+  const watching = certificate?.watch(tellOfFiles(logger, 'listen.tls'));
   const revocations = new Revocations(
     config.revocations.file,
     predecessor?.revocations.added ?? house.revocations,
@@ -105,7 +112,9 @@ export function createGeneration(
   const context: ConnectionContext = {
     handshake: {
       tlsMode: clientTlsMode(config),
-      secureContext: certificate?.secureContext,
+      get secureContext() {
+        return certificate?.context;
+      },
       allowParameters: config.startupParameters.allow,
     },
     verifier,
@@ -150,12 +159,15 @@ export function createGeneration(
     context,
     revocations,
     pools,
-    certificateExpiresAt: certificate?.expiresAt,
+    get certificateExpiresAt() {
+      return certificate?.expiresAt;
+    },
     objection: (asking, identity) =>
       revocation(asking, identity) ?? objectionTo(config, asking, identity),
     revocation,
     async retire(successor) {
       revocations.close();
+      watching?.[Symbol.dispose]();
       if (successor === undefined) verifying.close();
       else verifying.closeIn(config.limits.loginTimeoutMs);
       const kept = new Set(successor?.pools.values());
@@ -195,11 +207,19 @@ export class SharedPool {
   /** By these a rotated secret is told. Not logged. */
   readonly secrets: SecretPair;
   readonly #pool: Pool;
+  /** Its certificates on disk. */
+  readonly #watching: Disposable | undefined;
   #leases = 0;
   #whenUnused: (() => void) | undefined;
 
-  constructor(pool: Pool, upstream: UpstreamConfig, secrets: SecretPair) {
+  constructor(
+    pool: Pool,
+    upstream: UpstreamConfig,
+    secrets: SecretPair,
+    watching: Disposable | undefined,
+  ) {
     this.#pool = pool;
+    this.#watching = watching;
     this.upstream = upstream;
     this.secrets = secrets;
   }
@@ -228,6 +248,7 @@ export class SharedPool {
   /** Closes the pool when its last session is released; until then it keeps no slot that its successor could use. */
   async retire(): Promise<void> {
     this.#pool.retire();
+    this.#watching?.[Symbol.dispose]();
     if (this.#leases > 0) {
       await new Promise<void>((resolve) => {
         this.#whenUnused = resolve;
@@ -242,6 +263,19 @@ export class SharedPool {
   }
 }
 
+/** The predecessor's pool of this upstream, if that is configured as it was. */
+function poolKnown(
+  id: string,
+  upstream: UpstreamConfig,
+  secrets: SecretPair,
+  predecessor: Generation | undefined,
+): SharedPool | undefined {
+  const known = predecessor?.pools.get(id);
+  if (known === undefined) return undefined;
+  const same = isDeepStrictEqual([known.secrets, known.upstream], [secrets, upstream]);
+  return same ? known : undefined;
+}
+
 function poolFor(
   id: string,
   upstream: UpstreamConfig,
@@ -249,13 +283,8 @@ function poolFor(
   { logger, metrics }: House,
   predecessor: Generation | undefined,
 ): SharedPool {
-  const known = predecessor?.pools.get(id);
-  if (
-    known !== undefined &&
-    isDeepStrictEqual([known.secrets, known.upstream], [secrets, upstream])
-  ) {
-    return known;
-  }
+  const known = poolKnown(id, upstream, secrets, predecessor);
+  if (known !== undefined) return known;
   const pool = createPool(upstream, secrets, {
     onEntered: (role, source) => metrics.leases.inc({ upstream: id, role, source }),
     onWaited: (role, ms) => metrics.waitSeconds.observe({ upstream: id, role }, ms / 1000),
@@ -284,33 +313,33 @@ function poolFor(
       logger.error({ event: 'secret_refused', upstream: id, advice: SECRET_ADVICE });
     },
   });
-  return new SharedPool(pool, upstream, secrets);
+  const path = `upstreams.${id}.tls`;
+  const watching =
+    upstreamTlsMode(upstream) === 'disable'
+      ? undefined
+      : upstreamTlsFiles(upstream, id).watch(tellOfFiles(logger, path));
+  return new SharedPool(pool, upstream, secrets, watching);
 }
 
 const SECRET_ADVICE =
   'the server has another secret, by pgjot rotate-secret or setup: give this proxy the new one and reload it';
 
-function loadCertificate(
-  config: Config,
-): { readonly secureContext: SecureContext; readonly expiresAt: number } | undefined {
+/** What clients are shown, where there is TLS. @throws {ConfigError} */
+function loadCertificate(config: Config): TlsFiles | undefined {
   const { certFile, keyFile } = config.listen.tls;
   if (clientTlsMode(config) === 'disable' || certFile === undefined || keyFile === undefined)
     return undefined;
-  try {
-    const cert = readFileSync(certFile);
-    const secureContext = createSecureContext({
-      cert,
-      key: readFileSync(keyFile),
-      // Attack A14: a stranger would have us do key exchange after key exchange. PostgreSQL refuses it too.
-      secureOptions: constants.SSL_OP_NO_RENEGOTIATION,
-    });
-    return { secureContext, expiresAt: Date.parse(new X509Certificate(cert).validTo) };
-  } catch (error) {
-    throw new ConfigError([
-      {
-        path: 'listen.tls',
-        message: `certificate or key cannot be used (${(error as NodeJS.ErrnoException).code ?? 'unknown error'})`,
-      },
-    ]);
-  }
+  return new TlsFiles({ certFile, keyFile }, 'listen.tls', {
+    // Attack A14: a stranger would have us do key exchange after key exchange. PostgreSQL refuses it too.
+    secureOptions: constants.SSL_OP_NO_RENEGOTIATION,
+  });
+}
+
+/** The log lines of certificates that change on disk. */
+function tellOfFiles(logger: Logger, path: string): TlsFilesListener {
+  return {
+    onReloaded: (certificate) =>
+      logger.info({ event: 'certificate_reloaded', path, ...certificate }),
+    onUnusable: (problem) => logger.error({ event: 'certificate_unusable', path, problem }),
+  };
 }

@@ -3,14 +3,14 @@
  *
  * Opens no connection unless asked to with `--online`; changes nothing in either case.
  */
-import { readFileSync } from 'node:fs';
-import { createSecureContext } from 'node:tls';
+import type { X509Certificate } from 'node:crypto';
 import { Command } from 'commander';
 import { DatabaseError } from 'pg';
 import { perIssuer } from '../config-provider.ts';
 import { loadConfig, readSecrets, type Config } from '../config.ts';
 import { ConfigError, ProxyError, type ConfigProblem } from '../errors.ts';
 import { KeySet } from '../identity/jwks.ts';
+import { TlsFiles } from '../tls-files.ts';
 import { createControl } from '../upstream/control.ts';
 import { createLookup } from '../upstream/lookup.ts';
 import { Secrets } from '../upstream/secrets.ts';
@@ -75,7 +75,7 @@ function secretProblems(config: Config): ConfigProblem[] {
   });
 }
 
-/** Loads every certificate and key as the proxy will: unreadable, not PEM, or not a pair. */
+/** Loads every certificate and key as the proxy will, and says which certificates are out of date. */
 function certificateProblems(config: Config): ConfigProblem[] {
   const places = [
     { path: 'listen.tls', tls: config.listen.tls },
@@ -85,21 +85,25 @@ function certificateProblems(config: Config): ConfigProblem[] {
     })),
   ];
   return places.flatMap(({ path, tls }) => {
-    const files = {
-      cert: tls.certFile,
-      key: tls.keyFile,
-      ca: 'caFile' in tls ? tls.caFile : undefined,
-    };
     try {
-      const pem = Object.entries(files).flatMap(([name, file]) =>
-        file === undefined ? [] : [[name, readFileSync(file)] as const],
-      );
-      createSecureContext(Object.fromEntries(pem));
-      return [];
+      const { certificate } = new TlsFiles(tls, path);
+      return certificate === undefined ? [] : validityProblems(`${path}.certFile`, certificate);
     } catch (error) {
-      return [{ path, message: (error as Error).message }];
+      if (error instanceof ConfigError) return error.problems;
+      throw error;
     }
   });
+}
+
+function validityProblems(path: string, { validFrom, validTo }: X509Certificate): ConfigProblem[] {
+  const [from, to] = [new Date(validFrom), new Date(validTo)];
+  if (to.getTime() < Date.now()) {
+    return [{ path, message: `the certificate has expired at ${to.toISOString()}` }];
+  }
+  if (from.getTime() > Date.now()) {
+    return [{ path, message: `the certificate is not valid before ${from.toISOString()}` }];
+  }
+  return [];
 }
 
 /** The problems; what is no problem but good to know is added to `notes`. */

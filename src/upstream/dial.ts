@@ -4,13 +4,13 @@
  * Sends nothing but the SSLRequest; who logs in with it, or cancels, is up to the caller.
  * https://www.postgresql.org/docs/current/libpq-ssl.html
  */
-import { readFileSync } from 'node:fs';
 import { connect as connectTcp, isIP, type Socket } from 'node:net';
 import { connect as connectTls, type ConnectionOptions } from 'node:tls';
 import type { Duplex } from 'node:stream';
 import type { UpstreamConfig } from '../config.ts';
 import { ProxyError } from '../errors.ts';
 import { upstreamTlsMode } from '../exposure.ts';
+import { TlsFiles } from '../tls-files.ts';
 import { encodeSSLRequest } from '../wire/startup.ts';
 import { readExactly } from '../wire/read.ts';
 
@@ -52,19 +52,33 @@ export async function dial(upstream: UpstreamConfig, signal: AbortSignal): Promi
   }
 }
 
-/** The TLS options for Node (and so for `pg`) that mean what the mode means in libpq. */
+/**
+ * The TLS options for Node (and so for `pg`) that mean what the mode means in libpq.
+ *
+ * @throws {ConfigError} when the files of this upstream are read here for the first time, and cannot be used.
+ */
 export function upstreamTlsOptions(upstream: UpstreamConfig): ConnectionOptions {
-  const { caFile, certFile, keyFile } = upstream.tls;
   const mode = upstreamTlsMode(upstream);
   return {
     ...(isIP(upstream.host) === 0 && { servername: upstream.host }),
     host: upstream.host,
     rejectUnauthorized: mode === 'verify-ca' || mode === 'verify-full',
     ...(mode !== 'verify-full' && { checkServerIdentity: () => undefined }),
-    ...(caFile !== undefined && { ca: readFileSync(caFile) }),
-    ...(certFile !== undefined && { cert: readFileSync(certFile) }),
-    ...(keyFile !== undefined && { key: readFileSync(keyFile) }),
+    secureContext: upstreamTlsFiles(upstream).context,
   };
+}
+
+const tlsFiles = new WeakMap<UpstreamConfig, TlsFiles>();
+
+/**
+ * The certificates of this upstream, read once for all who connect to it. Whoever keeps a pool of it has them read again.
+ *
+ * @throws {ConfigError} at the first call, when they cannot be used; `id` is the upstream's name in the configuration.
+ */
+export function upstreamTlsFiles(upstream: UpstreamConfig, id = upstream.host): TlsFiles {
+  const known = tlsFiles.get(upstream) ?? new TlsFiles(upstream.tls, `upstreams.${id}.tls`);
+  tlsFiles.set(upstream, known);
+  return known;
 }
 
 async function openSocket({ host, port }: UpstreamConfig, signal: AbortSignal): Promise<Socket> {

@@ -271,7 +271,7 @@ describe('pgjot check', () => {
     expect(problems.map(({ path }) => path).toSorted()).toEqual([
       'listen.tls',
       'upstreams.main.secret',
-      'upstreams.main.tls',
+      'upstreams.main.tls.caFile',
     ]);
   });
 
