@@ -30,10 +30,35 @@ export function createLogger(config: Config['log'], worker?: number): Logger {
     maxLength: MAX_WAITING_BYTES,
     ...(worker === undefined ? { minLength: WRITE_BYTES } : SHARED_WRITE),
   });
-  // A closed pipe or a full disk must not end anybody's session: those lines are lost.
-  out.on('error', () => {});
+  surviveFailures(out, worker === undefined ? '' : `worker ${worker}: `);
   const base = worker === undefined ? null : { worker };
   return pino({ level: config.level, base, timestamp: stdTimeFunctions.isoTime }, out);
+}
+
+/**
+ * A closed pipe or a full disk must not end anybody's session, nor keep the process from ending. Lines wait for the disk as
+ * long as there is room; standard error says once that they do, and what became of them.
+ */
+function surviveFailures(out: ReturnType<typeof destination>, who: string): void {
+  const flushSync = out.flushSync.bind(out);
+  let failing = false;
+  let lost = 0;
+  out.on('drop', () => lost++);
+  out.on('error', ({ code }: NodeJS.ErrnoException) => {
+    if (failing) return;
+    failing = true;
+    // Called when the process exits, it would try to write for ever.
+    out.flushSync = () => {};
+    const fate = code === 'EPIPE' ? 'nobody reads it any more' : 'its lines wait, up to 16 MiB';
+    console.error(`pgjot: ${who}the log cannot be written (${code}): ${fate}`);
+  });
+  out.on('write', () => {
+    if (!failing) return;
+    failing = false;
+    out.flushSync = flushSync;
+    console.error(`pgjot: ${who}the log is written again; lines lost: ${lost}`);
+    lost = 0;
+  });
 }
 
 /** What the log says of a failure beside its code: the causes, outermost first. */

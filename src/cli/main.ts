@@ -56,6 +56,13 @@ for (const command of commands) {
   program.addCommand(added);
 }
 
+// console.log keeps it to itself. Whoever reads no further, such as head(1), has what they wanted.
+process.stdout.on('error', ({ code }: NodeJS.ErrnoException) => {
+  if (code === 'EPIPE') return;
+  console.error(`pgjot: standard output cannot be written (${code})`);
+  process.exitCode = EXIT.failure;
+});
+
 try {
   await program.parseAsync();
 } catch (error) {

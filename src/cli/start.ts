@@ -3,6 +3,7 @@
  *
  * SIGTERM or SIGINT lets sessions finish (`sessions.drainTimeoutMs`); a second one ends them at once.
  * SIGHUP, and each change of the file, has the configuration read again; a wrong one changes nothing and is logged.
+ * A supervisor that asks for it (systemd) is told what is going on.
  * With `--workers` several processes do the work; to a supervisor and to clients that is one proxy still.
  */
 import { availableParallelism } from 'node:os';
@@ -16,6 +17,7 @@ import { MAX_WORKERS } from '../upstream/cancel.ts';
 import { watchFile } from '../watch.ts';
 import { CommandError } from './failure.ts';
 import { stopRequests } from './signals.ts';
+import { createSupervisor } from './supervisor.ts';
 
 /** Where a configuration is looked for. */
 export const CONFIG_FILE = 'proxy.config.json';
@@ -46,7 +48,15 @@ export function startCommand(): Command {
     .action(async ({ config, workers }: StartOptions) => {
       using stop = stopRequests(['SIGTERM', 'SIGINT']);
       let proxy: Running | undefined;
-      const onChange = () => (proxy === undefined ? 'again' : reload(proxy, config, logger));
+      using supervisor = createSupervisor();
+      let serving = '';
+      const onChange = async () => {
+        if (serving === '' || proxy === undefined) return 'again';
+        supervisor.reloading();
+        const outcome = await reload(proxy, config, logger);
+        if (!stop.requested) supervisor.ready(`${serving}${outcome}`);
+        return undefined;
+      };
       using _watch = watchFile(config, WATCH_MS, onChange);
       const settings = loadConfig(config);
       const logger = createLogger(settings.log);
@@ -60,12 +70,16 @@ export function startCommand(): Command {
       try {
         const address = await listening(proxy);
         logger.info({ event: 'listening', ...address, ...(workers > 1 && { workers }) });
+        serving = `serving on ${address.host}:${address.port}`;
+        supervisor.ready(serving);
         await stop.first;
         logger.info({ event: 'draining' });
+        supervisor.stopping('draining');
         await Promise.race([proxy.drain(), stop.second]);
       } finally {
         await proxy.close();
         process.off('SIGHUP', onHangup);
+        await supervisor.told();
       }
     });
 }
@@ -89,12 +103,15 @@ function parseWorkers(text: string): number {
   return workers;
 }
 
-async function reload(proxy: Running, file: string, logger: Logger): Promise<void> {
+/** What came of it, as the end of a sentence. */
+async function reload(proxy: Running, file: string, logger: Logger): Promise<string> {
   try {
     await proxy.reload(() => loadConfig(file));
+    return '';
   } catch (error) {
     if (!(error instanceof ConfigError)) throw error;
     logger.error({ event: 'reload_failed', problems: error.problems });
+    return '; the last reload failed: see the log';
   }
 }
 

@@ -44,9 +44,9 @@ describe("the listener's certificate", () => {
     const before = serialOf(inside);
     const seen: string[] = [];
     const failures: unknown[] = [];
-    let over = false;
+    const over = new AbortController();
     const clients = Array.from({ length: 4 }, async () => {
-      while (!over)
+      while (!over.signal.aborted)
         await visit().then(
           (serial) => seen.push(serial),
           (error: unknown) => failures.push(error),
@@ -61,7 +61,7 @@ describe("the listener's certificate", () => {
       replace(names.keyFile, key);
       await until(() => new Set(seen).size === round + 1);
     }
-    over = true;
+    over.abort();
     await Promise.all(clients);
     const { rows } = await inside.query('select auth.user_id()');
     await inside.end();
