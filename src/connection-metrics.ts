@@ -7,7 +7,6 @@
 import type { ConnectionLog } from './connection.ts';
 import type { ProxyError } from './errors.ts';
 import type { Identity } from './identity/policy.ts';
-import { LimitError } from './limits/ledger.ts';
 import type { Metrics, Phase } from './metrics.ts';
 import type { Outcome } from './splice/splice.ts';
 
@@ -116,14 +115,9 @@ export class ConnectionMetrics {
   }
 }
 
-/**
- * SQLSTATE class 53, insufficient resources, is that of all limits; an address that may not connect is told nothing. Those of
- * the ledger are counted there, by name.
- */
-function isLimit(error: ProxyError): boolean {
-  if (error instanceof LimitError) return false;
-  const { code, spec } = error;
-  return spec.sqlstate?.startsWith('53') === true || code === 'address_denied';
+/** Other limits are counted by their names, where they are kept. */
+function isLimit({ code }: ProxyError): boolean {
+  return code === 'pool_timeout' || code === 'address_denied';
 }
 
 function sum(one: Bytes | undefined, other: Bytes): Bytes {

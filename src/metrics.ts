@@ -23,6 +23,8 @@ const GC_SECONDS = [0.001, 0.01, 0.1, 1];
 /** The phases of a login, in their order. */
 export type Phase = (typeof PHASES)[number];
 
+const CANCEL_OUTCOMES = ['taken', 'unreachable', 'unanswered', 'unknown_key'];
+
 const PHASES = ['handshake', 'token', 'verify', 'acquire', 'welcome'] as const;
 
 /** How the numbers of several workers become one, where that is not their sum: the primary's own, the largest, the smallest. */
@@ -49,6 +51,7 @@ export function createMetrics() {
   instruments.configCurrent.set(1);
   // So that a first failure is an increase.
   for (const outcome of ['success', 'failure']) instruments.reloads.inc({ outcome }, 0);
+  for (const outcome of CANCEL_OUTCOMES) instruments.cancels.inc({ outcome }, 0);
   for (const phase of PHASES) instruments.loginPhaseSeconds.zero({ phase });
   return {
     ...instruments,

@@ -4,7 +4,9 @@
  * What happens is counted where it happens; this only looks at what is.
  */
 import type { Config } from './config.ts';
+import { ERRORS } from './errors.ts';
 import type { Verifier } from './identity/jwt.ts';
+import type { LimitName } from './limits/ledger.ts';
 import type { Metrics } from './metrics.ts';
 import type { Pool } from './upstream/pool.ts';
 
@@ -39,6 +41,45 @@ export function collectState(metrics: Metrics, state: ProxyState): void {
   }
   collectKeys(metrics, current);
   collectSlots(metrics, current.config, [current, ...retired]);
+}
+
+// What an operator is to hear of, however seldom it happens.
+const FAULTS = Object.entries(ERRORS).flatMap(([code, { log }]) => (log === 'error' ? [code] : []));
+
+const LIMITS = {
+  maxClients: 0,
+  maxClientsPerAddress: 0,
+  maxClientsPerSubject: 0,
+  maxUnauthenticated: 0,
+  maxUnauthenticatedPerAddress: 0,
+  loginsPerSecond: 0,
+  loginsPerSecondPerAddress: 0,
+  failedLogins: 0,
+  missedCancelsPerSecond: 0,
+  pool_timeout: 0,
+  address_denied: 0,
+} satisfies Record<LimitName | 'pool_timeout' | 'address_denied', 0>;
+
+/**
+ * Begins to count at zero what this configuration can make happen and somebody may be waked for: to Prometheus, a series
+ * that begins at one has not grown.
+ */
+export function announce(metrics: Metrics, { providers, upstreams }: Config): void {
+  for (const limit of Object.keys(LIMITS)) metrics.limits.inc({ limit }, 0);
+  for (const provider of Object.keys(providers)) {
+    metrics.logins.inc({ provider, outcome: 'accepted', reason: '' }, 0);
+    for (const outcome of ['success', 'failure']) metrics.keyFetches.inc({ provider, outcome }, 0);
+  }
+  for (const provider of ['', ...Object.keys(providers)]) {
+    for (const reason of FAULTS) metrics.logins.inc({ provider, outcome: 'refused', reason }, 0);
+  }
+  for (const upstream of Object.keys(upstreams)) {
+    metrics.sessionEnds.inc({ upstream, ended_by: 'upstream', reason: 'upstream_lost' }, 0);
+    metrics.sessionEnds.inc({ upstream, ended_by: 'proxy', reason: 'internal' }, 0);
+    for (const counter of [metrics.quarantines, metrics.healings, metrics.lookupFailures]) {
+      counter.inc({ upstream }, 0);
+    }
+  }
 }
 
 function collectKeys(metrics: Metrics, { context }: Version): void {

@@ -24,7 +24,7 @@ import { createLogger, type Logger } from './log.ts';
 import { createMetrics, type Metrics } from './metrics.ts';
 import { watchProcess } from './metrics-process.ts';
 import { render, type MetricsText } from './metrics-sample.ts';
-import { collectState } from './proxy-metrics.ts';
+import { announce, collectState } from './proxy-metrics.ts';
 import { createCancels, type Cancels } from './upstream/cancel.ts';
 import type { Pool } from './upstream/pool.ts';
 
@@ -147,6 +147,7 @@ export function createProxy(
     onRevocation: () => endObjected('revocation'),
   };
   let generation: Generation = createGeneration(config, house);
+  announce(metrics, config);
 
   /** Ends those of the sessions, and of the logins, that the configuration, or a revocation, grants no more. */
   function endObjected(by: 'objection' | 'revocation', among: Iterable<Connection> = connections) {
@@ -214,6 +215,7 @@ export function createProxy(
     if (leaving) throw refusal('is not taken: the proxy is shutting down');
     const previous = generation;
     generation = createGeneration(next, house, previous);
+    announce(metrics, next);
     origins = createOrigins(next.listen);
     own.setLimits(next.limits);
     generation.context.verifier.warm();

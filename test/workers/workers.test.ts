@@ -12,7 +12,7 @@ import { RawClient } from '../e2e/raw-client.ts';
 import { exitOf, runCli, runShell } from '../support/cli.ts';
 import { withSuperuser } from '../support/postgres.ts';
 import { SECRET, until } from '../support/stack.ts';
-import { configOf, isAlive, startFleet, startGround, type Ground } from './fleet.ts';
+import { configOf, freePort, isAlive, startFleet, startGround, type Ground } from './fleet.ts';
 
 const SLOTS = 24;
 
@@ -39,15 +39,6 @@ async function ask(port: unknown, path: string, body?: object): Promise<number> 
     }),
   });
   return status;
-}
-
-/** A port that is free now: an endpoint on port 0 would be found by nobody. */
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address() as AddressInfo;
-  await new Promise((resolve) => server.close(resolve));
-  return port;
 }
 
 const codeOf = (login: Promise<RawClient>) =>
