@@ -32,7 +32,7 @@ export class ConnectionMetrics {
 
   /** A log that counts what it is told before it passes it on. One for each connection, made when that arrives. */
   count(log: ConnectionLog): ConnectionLog {
-    const { logins, loginSeconds, loginPhaseSeconds, renewals } = this.#metrics;
+    const { logins, loginSeconds, loginPhaseSeconds, renewals, sessions } = this.#metrics;
     const arrivedAt = performance.now();
     let phaseBegan = arrivedAt;
     let identity: Identity | undefined;
@@ -67,6 +67,7 @@ export class ConnectionMetrics {
         loginSeconds.observe((performance.now() - arrivedAt) / 1000);
         logins.inc({ provider: provider(), outcome: 'accepted', reason: '' });
         const { upstream, role } = identity as Identity;
+        sessions.inc({ upstream, role });
         live = { upstream, role, bytes };
         this.#live.add(live);
         log.onWelcome(lease, finish, bytes);
@@ -87,7 +88,8 @@ export class ConnectionMetrics {
       },
       onEnd: (outcome) => {
         if (live !== undefined) {
-          const { upstream } = live;
+          const { upstream, role } = live;
+          sessions.dec({ upstream, role });
           const reason = outcome.error?.code ?? '';
           this.#metrics.sessionEnds.inc({ upstream, ended_by: outcome.endedBy, reason });
           this.#passed.set(upstream, sum(this.#passed.get(upstream), outcome.bytes));
@@ -98,13 +100,11 @@ export class ConnectionMetrics {
     };
   }
 
-  /** Brings the metrics of sessions up to date. */
+  /** Brings the bytes up to date. */
   collect(): void {
-    const { sessions, bytes } = this.#metrics;
+    const { bytes } = this.#metrics;
     const passed = new Map(this.#passed);
-    sessions.reset();
-    for (const { upstream, role, bytes: bytesNow } of this.#live) {
-      sessions.inc({ upstream, role });
+    for (const { upstream, bytes: bytesNow } of this.#live) {
       passed.set(upstream, sum(passed.get(upstream), bytesNow()));
     }
     bytes.reset();

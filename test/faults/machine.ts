@@ -5,7 +5,11 @@ import { execFileSync, spawnSync } from 'node:child_process';
 
 /** The first of these that is missing, as a sentence for whoever reads the results; undefined when the test can run. */
 export function missing(...tools: readonly string[]): string | undefined {
-  if (process.getuid?.() !== 0) return 'not tested: it takes root';
+  return process.getuid?.() === 0 ? missingTool(...tools) : 'not tested: it takes root';
+}
+
+/** The same, of what needs no root. */
+export function missingTool(...tools: readonly string[]): string | undefined {
   const absent = tools.find((tool) => spawnSync('which', [tool]).status !== 0);
   return absent === undefined ? undefined : `not tested: there is no ${absent} here`;
 }
