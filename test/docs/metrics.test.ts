@@ -17,8 +17,8 @@ const METRICS = Object.values(createMetrics()).filter(
   (one) => typeof one === 'object',
 ) as unknown as Instrument[];
 const NAMES = METRICS.map(({ name }) => name).toSorted();
-const HISTOGRAMS = METRICS.filter(({ constructor }) => constructor.name === 'Histogram').map(
-  ({ name }) => name,
+const HISTOGRAMS = new Set(
+  METRICS.filter(({ constructor }) => constructor.name === 'Histogram').map(({ name }) => name),
 );
 
 /** Every metric that a text names; the series of a histogram by the histogram's own name. */
@@ -27,7 +27,7 @@ function namesIn(text: string): Set<string> {
   return new Set(
     words.map((word) => {
       const name = word.replace(/_(bucket|sum|count)$/, '');
-      return HISTOGRAMS.includes(name) ? name : word;
+      return HISTOGRAMS.has(name) ? name : word;
     }),
   );
 }
@@ -46,13 +46,16 @@ describe('docs/metrics.md', () => {
   it('says of every metric what the registry does', () => {
     const documented = rows(document, /^\| `(pgjot|process|nodejs)_/);
 
-    expect(documented.toSorted()).toEqual(
-      METRICS.map(({ name, help, labelNames, constructor }) => [
-        `\`${name}\``,
-        constructor.name.toLowerCase(),
-        labelNames.map((label) => `\`${label}\``).join(', ') || '–',
-        help.replace(/\.$/, ''),
-      ]).toSorted(),
+    expect(documented).toHaveLength(METRICS.length);
+    expect(documented).toEqual(
+      expect.arrayContaining(
+        METRICS.map(({ name, help, labelNames, constructor }) => [
+          `\`${name}\``,
+          constructor.name.toLowerCase(),
+          labelNames.map((label) => `\`${label}\``).join(', ') || '–',
+          help.replace(/\.$/, ''),
+        ]),
+      ),
     );
   });
 

@@ -65,9 +65,9 @@ describe.skipIf(absent !== undefined)('a Prometheus that scrapes a proxy', () =>
   it('has an answer to every query of the dashboard, and can evaluate every alert', async () => {
     await using prometheus = await startPrometheus();
     const password = await stack.token('alice');
-    let working = true;
+    const enough = new AbortController();
     const work = (async () => {
-      while (working) {
+      while (!enough.signal.aborted) {
         const client = await RawClient.login({ ...stack, tls: true }, password);
         client.send(query(`set pgjot.token = '${await stack.token('alice')}'`));
         await client.next('Z');
@@ -79,7 +79,7 @@ describe.skipIf(absent !== undefined)('a Prometheus that scrapes a proxy', () =>
       const unanswered = await unansweredOf(prometheus, await dashboardQueries());
       return (unanswered.length === 0 || prometheus.age() > 30_000) && unanswered;
     }, 60_000);
-    working = false;
+    enough.abort();
     await work;
 
     expect(empty).toEqual([]);

@@ -17,7 +17,11 @@ let port: number;
 beforeAll(async () => {
   ground = await startGround(16);
   port = await freePort();
-  fleet = await startFleet(ground, { workers: WORKERS, settings: { admin: { port } } });
+  fleet = await startFleet(ground, {
+    workers: WORKERS,
+    settings: { admin: { port } },
+    pool: { spares: 0 },
+  });
 });
 afterAll(async () => {
   await fleet?.[Symbol.asyncDispose]();
