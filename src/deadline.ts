@@ -7,26 +7,32 @@ import type { Config } from './config.ts';
 import type { Duplex } from 'node:stream';
 import { ProxyError } from './errors.ts';
 
-/** The one deadline from accept to ReadyForQuery, and the client's own going away before that. */
+/** The signal of a login that is over: there is nothing left to give up. */
+const OVER = new AbortController().signal;
+
+/**
+ * The one deadline from accept to ReadyForQuery, and the client's own going away before that. Once it is over it holds
+ * nothing: sessions are long, and many.
+ */
 export class LoginDeadline {
-  readonly #abort = new AbortController();
-  readonly #timer: NodeJS.Timeout;
+  #abort: AbortController | undefined = new AbortController();
+  #timer: NodeJS.Timeout | undefined;
   /** Until it is over; by then the client may have another stream. */
   #stream: Duplex | undefined;
   #watched: Duplex | undefined;
-  readonly #onClose = () => this.#abort.abort(new ProxyError('client_lost'));
+  readonly #onClose = () => this.#abort?.abort(new ProxyError('client_lost'));
   #audible = false;
 
   constructor(ms: number, stream: Duplex) {
     this.#stream = stream.on('close', this.#onClose);
     this.#timer = setTimeout(() => {
       // Before a StartupMessage PostgreSQL ends in silence; the peer may not even speak this protocol.
-      this.#abort.abort(new ProxyError('login_timeout', { silent: !this.#audible }));
+      this.#abort?.abort(new ProxyError('login_timeout', { silent: !this.#audible }));
     }, ms);
   }
 
   get signal(): AbortSignal {
-    return this.#abort.signal;
+    return this.#abort?.signal ?? OVER;
   }
 
   /**
@@ -61,13 +67,15 @@ export class LoginDeadline {
    */
   abandon(error: ProxyError): void {
     const isShutdown = error.code === 'shutdown';
-    this.#abort.abort(isShutdown ? new ProxyError('draining', { silent: !this.#audible }) : error);
+    this.#abort?.abort(isShutdown ? new ProxyError('draining', { silent: !this.#audible }) : error);
   }
 
   over(): void {
     clearTimeout(this.#timer);
     this.#stream?.off('close', this.#onClose);
     this.#watched?.off('end', this.#onClose);
+    this.#timer = undefined;
+    this.#abort = undefined;
     this.#stream = undefined;
     this.#watched = undefined;
   }

@@ -157,7 +157,8 @@ export function createProxy(
     }
   }
 
-  const onArrival = async (socket: Socket): Promise<void> => {
+  // Not async, or it would keep the socket that came, which the splice replaces, for as long as its client is there.
+  const onArrival = (socket: Socket): Promise<void> => {
     const { config: current, context } = generation;
     const known = origins;
     // It is gone already, or was never an address.
@@ -165,20 +166,21 @@ export function createProxy(
     if (!known.mayArrive(peer)) {
       metrics.limits.inc({ limit: 'address_denied' });
       socket.destroy();
-      return;
+      return Promise.resolve();
     }
     const connection: Connection = {
       finish: () => {},
       claim: undefined,
       gone: Promise.resolve(),
     };
+    let newcomer: Socket | undefined = socket;
     const refuse = () => {
       connection.finish(new ProxyError('too_many_clients', { silent: true }), 0);
-      socket.destroy();
+      newcomer?.destroy();
     };
     // Until it is known who it is. A cancel must get through when the house is full, and counts as one of those.
     let exit = ledger.enter(known.isBalancer(peer) ? undefined : peer, refuse);
-    if (socket.destroyed) return;
+    if (socket.destroyed) return Promise.resolve();
     metrics.accepted.inc();
     const log = createConnectionLog(logger, peer, {
       onFinishable(finish) {
@@ -187,6 +189,7 @@ export function createProxy(
       },
       onIdentity(asking, identity) {
         exit();
+        newcomer = undefined;
         connection.claim = { asking, identity };
         // It may have been revoked while it was on its way.
         endObjected('objection', [connection]);
@@ -207,7 +210,7 @@ export function createProxy(
       exit();
       connections.delete(connection);
     });
-    await connection.gone;
+    return connection.gone;
   };
 
   const take = (next: Config): void => {

@@ -25,7 +25,7 @@ import {
   encodeSASLResponse,
   Terminate,
 } from '../wire/frontend.ts';
-import { EndOfStream } from '../wire/read.ts';
+import { EndOfStream, ownCopy } from '../wire/read.ts';
 import { encodeStartupMessage, MAX_STARTUP_BYTES } from '../wire/startup.ts';
 import { serverEndPoint } from './channel-binding.ts';
 import { KEEPALIVES, dial } from './dial.ts';
@@ -188,7 +188,7 @@ async function logIn(
       case BACKEND.ReadyForQuery: {
         if (!authentication.complete || key === undefined) throw unexpected(frame);
         // One buffer for as long as the session lasts, not a dozen.
-        const greeting = [Buffer.concat(settings), ...notices];
+        const greeting = [ownCopy(Buffer.concat(settings)), ...notices];
         return { stream, ...key, version: version ?? 0, greeting };
       }
       default:

@@ -19,6 +19,7 @@ import {
   takeFrame,
 } from '../wire/frame.ts';
 import { encodeQuery, encodeStatement } from '../wire/frontend.ts';
+import { ownCopy } from '../wire/read.ts';
 import { MAX_ANSWER_BYTES, MAX_ANSWER_FRAMES, readAnswer } from './ask.ts';
 import { asProxyError, type UpstreamConnection } from './connect.ts';
 import { USER_ID } from './self-check.ts';
@@ -144,7 +145,7 @@ function statusesOf(greeting: readonly Buffer[]): Map<string, Buffer> {
 
 /** Leaves the last word on each setting, and no notice: those were for whoever was there then. */
 function tidy(greeting: Buffer[]): void {
-  greeting.splice(0, Infinity, Buffer.concat([...statusesOf(greeting).values()]));
+  greeting.splice(0, Infinity, ownCopy(Buffer.concat([...statusesOf(greeting).values()])));
 }
 
 function nameOf(body: Buffer): string {

@@ -6,6 +6,7 @@
  */
 import { ERRORS, type ProxyError } from '../errors.ts';
 import { decodeString, encodeFrame, encodeInt32, encodeString, type Frame } from './frame.ts';
+import { ownCopy } from './read.ts';
 
 /** Type bytes of the messages that a server sends. */
 export const BACKEND = {
@@ -165,5 +166,5 @@ export function decodeBackendKeyData(
 ): { processId: number; secretKey: Buffer } | undefined {
   const { body } = frame;
   if (body.length < 8 || body.length > 4 + 256) return undefined;
-  return { processId: body.readInt32BE(0), secretKey: Buffer.from(body.subarray(4)) };
+  return { processId: body.readInt32BE(0), secretKey: ownCopy(body.subarray(4)) };
 }

@@ -79,3 +79,10 @@ export async function skip(stream: Duplex, length: number, signal: AbortSignal):
     await readExactly(stream, Math.min(left, PIECE), signal);
   }
 }
+
+/** A copy for as long as a session lasts: a small Buffer is a piece of 8 KiB of Node's, all of which it would keep alive. */
+export function ownCopy(bytes: Buffer): Buffer {
+  const copy = Buffer.allocUnsafeSlow(bytes.length);
+  bytes.copy(copy);
+  return copy;
+}
