@@ -22,6 +22,7 @@ import type { Identity } from './identity/policy.ts';
 import type { Admission } from './limits/ledger.ts';
 import { createRenewal, type RenewalContext } from './renewal.ts';
 import { splice, type Outcome } from './splice/splice.ts';
+import { watchPeer } from './splice/unheard.ts';
 import { encodeErrorResponse, encodeNotice } from './wire/backend.ts';
 import type { CancelKey, Cancels } from './upstream/cancel.ts';
 import type { Lease } from './upstream/pool.ts';
@@ -192,6 +193,9 @@ async function identify(
   }
 }
 
+/** What a peer is told of in the log that is dead for all we know. */
+const UNHEARD = new Error('it has not acknowledged what it was sent in a minute');
+
 /** Why a token that comes too late is not taken. */
 const GONE = new ProxyError('client_lost');
 
@@ -230,6 +234,10 @@ async function serveSession(
     onNotice: (leftMs) => session.say(expiryNotice(leftMs)),
     onEnd: finish,
   });
+  const unwatch = [client, lease.peer].map((peer) =>
+    // By then the stream may be another one.
+    watchPeer(peer.stream, () => peer.stream.destroy(UNHEARD)),
+  );
   try {
     const end: Finish = (error, graceMs) => {
       if (error.code === 'shutdown') return finish(error, graceMs);
@@ -242,6 +250,7 @@ async function serveSession(
   } finally {
     ending ??= GONE;
     clock.cancel();
+    for (const stop of unwatch) stop();
   }
 }
 

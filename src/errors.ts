@@ -258,6 +258,13 @@ export class ProxyError<Code extends ErrorCode = ErrorCode> extends Error {
   }
 }
 
+const EXHAUSTED = new Set(['EMFILE', 'ENFILE', 'EADDRNOTAVAIL', 'EAGAIN', 'ENOBUFS', 'ENOMEM']);
+
+/** Whether a connection could not be opened for want of something of ours: descriptors, ports, memory. The peer may be well. */
+export function isExhausted(error: unknown): boolean {
+  return EXHAUSTED.has((error as NodeJS.ErrnoException | undefined)?.code ?? '');
+}
+
 /** A startup or command-line mistake: every problem found, each with where it is. Exit status 78 (EX_CONFIG of sysexits.h). */
 export class ConfigError extends Error {
   override readonly name = 'ConfigError';

@@ -9,6 +9,7 @@ import { constants } from 'node:crypto';
 import { isDeepStrictEqual } from 'node:util';
 import { readSecrets, type Config, type SecretPair, type UpstreamConfig } from './config.ts';
 import type { ConnectionContext } from './connection.ts';
+import { descriptorLimit, roomFor, type Room } from './descriptors.ts';
 import { ProxyError } from './errors.ts';
 import { clientTlsMode, upstreamTlsMode } from './exposure.ts';
 import { createVerifier } from './identity/jwt.ts';
@@ -41,6 +42,8 @@ export interface House {
 export interface Generation {
   readonly config: Config;
   readonly context: ConnectionContext;
+  /** For how many clients this process has descriptors. */
+  readonly room: Room;
   readonly revocations: Revocations;
   readonly pools: ReadonlyMap<string, SharedPool>;
   /** When the certificate that clients are shown expires, in ms since the epoch. */
@@ -109,6 +112,10 @@ export function createGeneration(
     token.provider !== undefined && revocations.covers(token)
       ? new ProxyError('token_revoked', { user }, { cause: new Error('revoked') })
       : undefined;
+  const room = roomFor(config);
+  const { maxClients } = config.limits;
+  if (room.clients < maxClients)
+    logger.warn({ event: 'few_descriptors', limit: descriptorLimit(), maxClients, ...room });
   const context: ConnectionContext = {
     handshake: {
       tlsMode: clientTlsMode(config),
@@ -157,6 +164,7 @@ export function createGeneration(
   return {
     config,
     context,
+    room,
     revocations,
     pools,
     get certificateExpiresAt() {

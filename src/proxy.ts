@@ -134,6 +134,7 @@ export function createProxy(
     revocations: shared?.revocations ?? [],
     async admit(address, signal) {
       if (leaving) throw new ProxyError('draining');
+      if (clients >= generation.room.clients) throw new ProxyError('too_many_clients');
       const admission = await ledger.admit(address, signal);
       clients++;
       admission.onLeave(() => clients--);
@@ -159,12 +160,17 @@ export function createProxy(
 
   // Not async, or it would keep the socket that came, which the splice replaces, for as long as its client is there.
   const onArrival = (socket: Socket): Promise<void> => {
-    const { config: current, context } = generation;
+    const { config: current, context, room } = generation;
     const known = origins;
     // It is gone already, or was never an address.
     const peer = canonical(socket.remoteAddress ?? '');
     if (!known.mayArrive(peer)) {
       metrics.limits.inc({ limit: 'address_denied' });
+      socket.destroy();
+      return Promise.resolve();
+    }
+    if (connections.size >= room.sockets) {
+      metrics.limits.inc({ limit: 'descriptors' });
       socket.destroy();
       return Promise.resolve();
     }

@@ -17,7 +17,7 @@ const FILES = readdirSync(SRC, { recursive: true, encoding: 'utf8' })
 /** From the ground up: a file imports from layers below its own, and from its own folder. */
 const LAYERS: readonly (readonly RegExp[])[] = [
   [/^errors\.ts$/],
-  [/^(body|config(-\w+)?|crash|deadline|exposure|log|metrics(-\w+)?|presets|tls-files|watch)\.ts$/],
+  [/^(body|config(-\w+)?|crash|deadline|descriptors|exposure|log|metrics(-\w+)?|presets|tls-files|watch)\.ts$/],
   [/^(wire|identity|limits|session-sql)\//],
   [/^(client|upstream|splice)\//],
   [/^renewal\.ts$/],

@@ -9,7 +9,7 @@
 import { Socket } from 'node:net';
 import pg from 'pg';
 import type { UpstreamConfig } from '../config.ts';
-import { ProxyError } from '../errors.ts';
+import { isExhausted, ProxyError } from '../errors.ts';
 import { upstreamTlsMode } from '../exposure.ts';
 import { CONTROL_ROLE, derivePassword } from '../session-sql/credentials.ts';
 import { encodeErrorFields } from '../wire/backend.ts';
@@ -323,6 +323,7 @@ export function isAnswer(error: unknown): boolean {
 
 /** What an answer of the server to us, not to the client, means for the client that waits. */
 function asProxyError(cause: unknown): ProxyError {
+  if (isExhausted(cause)) return new ProxyError('too_many_clients', { cause });
   if (!(cause instanceof pg.DatabaseError))
     return new ProxyError('upstream_unreachable', { cause });
   const sqlstate = cause.code ?? '';

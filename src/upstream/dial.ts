@@ -8,7 +8,7 @@ import { connect as connectTcp, isIP, type Socket } from 'node:net';
 import { connect as connectTls, type ConnectionOptions } from 'node:tls';
 import type { Duplex } from 'node:stream';
 import type { UpstreamConfig } from '../config.ts';
-import { ProxyError } from '../errors.ts';
+import { isExhausted, ProxyError } from '../errors.ts';
 import { upstreamTlsMode } from '../exposure.ts';
 import { TlsFiles } from '../tls-files.ts';
 import { encodeSSLRequest } from '../wire/startup.ts';
@@ -31,7 +31,8 @@ export const KEEPALIVES = [
  *
  * The name is resolved at every call, so that a failover by DNS is followed.
  *
- * @throws {ProxyError} upstream_unreachable, whose `cause` holds the address and reason for the log.
+ * @throws {ProxyError} upstream_unreachable, whose `cause` holds the address and reason for the log; too_many_clients for want
+ *   of descriptors or ports of our own.
  */
 export async function dial(upstream: UpstreamConfig, signal: AbortSignal): Promise<Duplex> {
   let stream: Duplex | undefined;
@@ -48,7 +49,9 @@ export async function dial(upstream: UpstreamConfig, signal: AbortSignal): Promi
   } catch (cause) {
     stream?.on('error', () => {}).destroy();
     signal.throwIfAborted();
-    throw new ProxyError('upstream_unreachable', { cause });
+    throw new ProxyError(isExhausted(cause) ? 'too_many_clients' : 'upstream_unreachable', {
+      cause,
+    });
   }
 }
 

@@ -15,6 +15,7 @@ import type { CancelTarget } from './cancel.ts';
 import { connect } from './connect.ts';
 import { createControl, type Control } from './control.ts';
 import type { Entered } from './entry.ts';
+import { Crowd } from './crowd.ts';
 import { createHealing, type Healing, type HealingListener } from './healing.ts';
 import { createLookup, type Lookup } from './lookup.ts';
 import { mendSlot } from './mend.ts';
@@ -24,7 +25,7 @@ import { Patience } from './patience.ts';
 import { RolePool, type RoleListener, type Surroundings } from './role-pool.ts';
 import { createSessionMode, type SessionIdentity, type SessionMode } from './session.ts';
 import { Secrets, type SecretSetting } from './secrets.ts';
-import type { SlotCounts } from './slots.ts';
+import type { House, SlotCounts } from './slots.ts';
 import type { Settings } from './spares.ts';
 import { addressesOf } from './whereabouts.ts';
 
@@ -206,6 +207,8 @@ class UpstreamPool implements Pool {
     const { maxConnections = Infinity } = upstream.pool;
     const roles = () => [...this.#roles.values()];
     const tellRefused = onceAMinute(listener.onSecretsRefused);
+    const makeRoom: House['makeRoom'] = (onMade) => roles().some((role) => role.closeIdle(onMade));
+    const crowd: Crowd = new Crowd(upstream.pool.maxWaiting, () => makeRoom(() => crowd.onRoom()));
     return {
       upstream,
       control: this.#control,
@@ -222,9 +225,10 @@ class UpstreamPool implements Pool {
       },
       retired: this.#retired.signal,
       track: (task) => this.#track(task),
+      crowd,
       house: {
         hasRoom: () => roles().reduce((sum, role) => sum + role.connections, 0) < maxConnections,
-        makeRoom: (onMade) => roles().some((role) => role.closeIdle(onMade)),
+        makeRoom,
         onRoom: () => this.#eachRole((role) => role.serve()),
       },
       open: ({ identity, settings }, slot, signal) =>

@@ -7,6 +7,7 @@
 import type { UpstreamConfig } from '../config.ts';
 import { ProxyError } from '../errors.ts';
 import type { UpstreamConnection } from './connect.ts';
+import type { Crowd } from './crowd.ts';
 import type { Hello } from './control.ts';
 import { enter, type Door, type Entered } from './entry.ts';
 import { isSilent, keep, leave, shelve, type Departure } from './parting.ts';
@@ -31,6 +32,8 @@ export interface Surroundings
   readonly mode: SessionMode;
   readonly patience: Patience;
   readonly house: House;
+  /** Who waits for the server to have room, of whatever role. */
+  readonly crowd: Crowd;
   /** Logs in as a slot, for what is wanted. */
   readonly open: (wanted: Wanted, slot: string, signal: AbortSignal) => Promise<UpstreamConnection>;
   /** From when on nothing is kept any more. */
@@ -94,7 +97,8 @@ export class RolePool {
     let keys = this.#reuse.keysFor(wanted.identity, settings);
     const entered = await this.#around.patience.try(connectTimeoutMs, signal, async () => {
       for (;;) {
-        const door = { ...this.#door(wanted, settings), request: { keys }, deadline, onWaited };
+        const opening = this.#door(wanted, settings, deadline);
+        const door = { ...opening, request: { keys }, onWaited };
         const found = await enter(this.#slots, door, signal);
         const isKept = found.slot.session !== undefined;
         try {
@@ -133,6 +137,7 @@ export class RolePool {
       if (kept) return;
     }
     await leave(entered, control, departure.busy);
+    this.#around.crowd.onRoom();
     // A successor may need its slot.
     if (retired.aborted) this.#slots.giveBack();
   }
@@ -198,11 +203,12 @@ export class RolePool {
     session.identity = identity;
   }
 
-  #door(wanted: Wanted, settings: string): Omit<Door, 'request' | 'deadline'> {
-    const { open, mode, control, onQuarantine, areSecretsRefused, lastEntry, healing } =
+  #door(wanted: Wanted, settings: string, deadline: number): Omit<Door, 'request'> {
+    const { open, crowd, mode, control, onQuarantine, areSecretsRefused, lastEntry, healing } =
       this.#around;
     return {
-      open: (slot, signal) => open(wanted, slot, signal),
+      open: (slot, signal) => crowd.enter(deadline, signal, () => open(wanted, slot, signal)),
+      deadline,
       greet: mode.greet,
       describe: (connection, backend) => this.#newborn(connection, backend, settings),
       control,
@@ -255,7 +261,9 @@ export class RolePool {
   async #makeSpare(wanted: Wanted, settings: string, key: string): Promise<void> {
     const { upstream, mode, patience, retired, control } = this.#around;
     const deadline = performance.now() + upstream.connectTimeoutMs;
-    const door = { ...this.#door(wanted, settings), request: { keys: [], spare: key }, deadline };
+    // Where the server is full a spare is not waited for.
+    const opening = this.#door(wanted, settings, 0);
+    const door = { ...opening, request: { keys: [], spare: key }, deadline };
     const entered = await patience.try(0, retired, () => enter(this.#slots, door, retired));
     const { connection, backend } = entered.session;
     try {
