@@ -209,7 +209,7 @@ export class RolePool {
     return {
       open: (slot, signal) => crowd.enter(deadline, signal, () => open(wanted, slot, signal)),
       deadline,
-      greet: mode.greet,
+      greet: (connection, signal) => mode.greet(connection, signal),
       describe: (connection, backend) => this.#newborn(connection, backend, settings),
       control,
       onQuarantine,
