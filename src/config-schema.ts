@@ -249,6 +249,15 @@ export const schema = z.strictObject({
     .optional()
     .describe('The HTTP endpoint for administrators. Default: none.'),
   log: z
-    .strictObject({ level: z.enum(['debug', 'info', 'warn', 'error', 'silent']).default('info') })
+    .strictObject({
+      level: z.enum(['debug', 'info', 'warn', 'error', 'silent']).default('info'),
+      refusalsPerMinute: z
+        .int()
+        .min(1)
+        .default(60)
+        .describe(
+          'How many refusals of one address have a line of their own in a minute, and a tenth of how many all together have. The rest is counted.',
+        ),
+    })
     .prefault({}),
 });

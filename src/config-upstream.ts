@@ -137,6 +137,12 @@ export const upstream = z.strictObject({
     .describe(
       'Let the proxy mend slots that a user has spoilt. `pgjot setup` then makes a role with CREATEROLE, pgjot_healer, for one function that does nothing else.',
     ),
+  nameSessions: z
+    .boolean()
+    .default(false)
+    .describe(
+      "Put the id of a session's log lines into its application_name, for PostgreSQL's own log to be joined. Costs a round trip at each login.",
+    ),
   connectTimeoutMs: milliseconds.min(1).default(3_000),
   pool: pool.prefault({}).describe('What becomes of sessions whose client has left.'),
   acquireTimeoutMs: milliseconds

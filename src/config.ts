@@ -6,10 +6,11 @@
  */
 import { readFileSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
+import { isDeepStrictEqual } from 'node:util';
 import { z } from 'zod';
 import { crossChecks } from './config-rules.ts';
 import { schema } from './config-schema.ts';
-import { ConfigError, type ConfigProblem } from './errors.ts';
+import { ConfigError, printable, type ConfigProblem } from './errors.ts';
 
 /** A configuration as people write it: defaults may be left out. */
 export type ConfigInput = z.input<typeof schema>;
@@ -71,6 +72,23 @@ export function settingsThatNeedRestart(before: Config, after: Config): string[]
   });
   const [old, current] = [bound(before), bound(after)];
   return Object.keys(old).filter((name) => old[name] !== current[name]);
+}
+
+/** So many paths at most; a configuration that is another one altogether says so by its first ones. */
+const MAX_CHANGED = 50;
+
+/** The paths of the settings that differ, for the log; never a value, and no secret has one here. */
+export function changedSettings(before: unknown, after: unknown, path = ''): string[] {
+  if (isDeepStrictEqual(before, after)) return [];
+  const isObject = (value: unknown): value is Record<string, unknown> =>
+    typeof value === 'object' && value !== null && !Array.isArray(value);
+  if (!isObject(before) || !isObject(after)) return [path];
+  const names = new Set([...Object.keys(before), ...Object.keys(after)]);
+  return [...names]
+    .flatMap((name) =>
+      changedSettings(before[name], after[name], path === '' ? name : `${path}.${printable(name)}`),
+    )
+    .slice(0, MAX_CHANGED);
 }
 
 /** The JSON Schema of the file, for editors; `proxy.config.schema.json` is this and a test holds the two equal. */

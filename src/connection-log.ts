@@ -7,7 +7,9 @@ import { randomUUID } from 'node:crypto';
 import type { ConnectionLog, Finish } from './connection.ts';
 import type { Asking } from './identity/authentication.ts';
 import type { Identity } from './identity/policy.ts';
+import type { ProxyError } from './errors.ts';
 import { describeClient, explain, type Logger } from './log.ts';
+import type { LogRation } from './limits/log-ration.ts';
 
 /** Who keeps the book of connections. */
 export interface ConnectionKeeper {
@@ -17,11 +19,12 @@ export interface ConnectionKeeper {
   onIdentity(asking: Asking, identity: Identity): void;
 }
 
-/** The log of a connection from `peer`, which may turn out to be from elsewhere. */
+/** The log of a connection from `peer`, which may turn out to be from elsewhere. What is refused it tells while `ration` allows. */
 export function createConnectionLog(
   logger: Logger,
   peer: string,
   keeper: ConnectionKeeper,
+  ration: LogRation,
 ): ConnectionLog {
   const session = randomUUID();
   const arrived = performance.now();
@@ -31,6 +34,10 @@ export function createConnectionLog(
   let welcomedAt = arrived;
   const elapsed = (since: number) => Math.round(performance.now() - since);
   const line = () => ({ session, address, ...who, ...describeIdentity(identity) });
+
+  /** Lines that nobody wants to read are written by nobody, and count for nothing. */
+  const mayTell = (error: ProxyError) =>
+    !logger.isLevelEnabled(error.spec.log) || ration.allows(address, error.code);
 
   return {
     session,
@@ -65,9 +72,11 @@ export function createConnectionLog(
       keeper.onIdentity(asked, renewed);
     },
     onRenewalRefused: (error) => {
+      if (!mayTell(error)) return;
       logger[error.spec.log]({ event: 'token_refused', ...line(), ...explain(error) });
     },
     onRefusal: (error) => {
+      if (!mayTell(error)) return;
       logger[error.spec.log]({
         event: 'login',
         outcome: error.code === 'oauth_discovery' ? 'discovery' : 'refused',

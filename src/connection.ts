@@ -60,6 +60,7 @@ export interface ConnectionContext {
     identity: Identity,
     parameters: ReadonlyMap<string, string>,
     signal: AbortSignal,
+    session: string,
   ): Promise<Lease>;
 }
 
@@ -131,6 +132,7 @@ async function live(
       { ...identity, expiresAt },
       startup.parameters,
       login.signal,
+      log.session,
     );
     log.onLease();
     const cancelKey = context.cancels.register(lease.cancelTarget, startup.minor);

@@ -103,6 +103,7 @@ export function createGeneration(
   );
   const verifier = createVerifier(config, {
     onKeyProblem: (provider, problem) => logger.warn({ event: 'key_problem', provider, problem }),
+    onKeysChange: (provider, change) => logger.info({ event: 'keys_changed', provider, ...change }),
     onFetch: (provider, outcome) => metrics.keyFetches.inc({ provider, outcome }),
     onVerified: (provider, cache) => metrics.tokens.inc({ provider, cache }),
     predecessor: predecessor?.context.verifier,
@@ -143,14 +144,14 @@ export function createGeneration(
       if (objection !== undefined) throw objection;
       return identity;
     },
-    async acquire(identity, parameters, signal) {
+    async acquire(identity, parameters, signal, session) {
       // Of the generation that has judged the identity, or one that is newer still.
       const current = () => house.current().pools.get(identity.upstream);
       for (;;) {
         const pool = current();
         if (pool === undefined) throw new ProxyError('role_forbidden', { role: identity.role });
         try {
-          return await pool.acquire(identity, parameters, signal);
+          return await pool.acquire(identity, parameters, signal, session);
         } catch (error) {
           // Another one may have taken its place meanwhile, perhaps for the very reason that this one failed.
           if (signal.aborted || pool === current()) throw error;

@@ -8,7 +8,7 @@ import { createOrigins } from './accept/origin.ts';
 import { addressOf, listen, type Address } from './accept/tcp.ts';
 import { startAdmin, type Admin } from './admin/endpoint.ts';
 import { createRoutes } from './admin/routes.ts';
-import { settingsThatNeedRestart, type Config } from './config.ts';
+import { changedSettings, settingsThatNeedRestart, type Config } from './config.ts';
 import { createConnectionLog } from './connection-log.ts';
 import { ConnectionMetrics } from './connection-metrics.ts';
 import { type Arrival, serve, type Finish } from './connection.ts';
@@ -21,6 +21,7 @@ import { canonical } from './limits/address.ts';
 import { type Ledger, type LedgerCounts, ProxyLedger } from './limits/ledger.ts';
 import { refusalLog } from './limits/refusal-log.ts';
 import { createLogger, type Logger } from './log.ts';
+import { LogRation } from './limits/log-ration.ts';
 import { createMetrics, type Metrics } from './metrics.ts';
 import { watchProcess } from './metrics-process.ts';
 import { render, type MetricsText } from './metrics-sample.ts';
@@ -142,13 +143,16 @@ export function createProxy(
     },
     async cancel(key, address) {
       if (!(await ledger.mayCancel(address))) return;
-      if (!(await house.cancels.forward(key))) ledger.missedCancel(address);
+      const matched = await house.cancels.forward(key);
+      logger.debug({ event: 'cancel', address, matched });
+      if (!matched) ledger.missedCancel(address);
     },
     current: () => generation,
     onRevocation: () => endObjected('revocation'),
   };
   let generation: Generation = createGeneration(config, house);
   announce(metrics, config);
+  const ration = new LogRation(logger, () => generation.config.log.refusalsPerMinute);
 
   /** Ends those of the sessions, and of the logins, that the configuration, or a revocation, grants no more. */
   function endObjected(by: 'objection' | 'revocation', among: Iterable<Connection> = connections) {
@@ -188,19 +192,24 @@ export function createProxy(
     let exit = ledger.enter(known.isBalancer(peer) ? undefined : peer, refuse);
     if (socket.destroyed) return Promise.resolve();
     metrics.accepted.inc();
-    const log = createConnectionLog(logger, peer, {
-      onFinishable(finish) {
-        connection.finish = finish;
-        if (leaving) finish(new ProxyError('shutdown'), current.sessions.drainTimeoutMs);
+    const log = createConnectionLog(
+      logger,
+      peer,
+      {
+        onFinishable(finish) {
+          connection.finish = finish;
+          if (leaving) finish(new ProxyError('shutdown'), current.sessions.drainTimeoutMs);
+        },
+        onIdentity(asking, identity) {
+          exit();
+          newcomer = undefined;
+          connection.claim = { asking, identity };
+          // It may have been revoked while it was on its way.
+          endObjected('objection', [connection]);
+        },
       },
-      onIdentity(asking, identity) {
-        exit();
-        newcomer = undefined;
-        connection.claim = { asking, identity };
-        // It may have been revoked while it was on its way.
-        endObjected('objection', [connection]);
-      },
-    });
+      ration,
+    );
     const arrival: Arrival = {
       async locate(stream, signal) {
         const address = await known.locate(stream, peer, signal);
@@ -233,10 +242,11 @@ export function createProxy(
       previous.retire(generation).finally(() => retired.delete(previous)),
     );
     logger.level = next.log.level;
+    const changed = changedSettings(previous.config, next);
     const needsRestart = settingsThatNeedRestart(config, next);
     if (admin?.hasOtherToken(next.admin)) needsRestart.push('admin.token');
     // Of several workers the primary says it, once for all.
-    logger[shared === undefined ? 'info' : 'debug']({ event: 'reloaded', needsRestart });
+    logger[shared === undefined ? 'info' : 'debug']({ event: 'reloaded', changed, needsRestart });
     endObjected('objection');
   };
 
@@ -265,14 +275,17 @@ export function createProxy(
     );
     if (config.admin !== undefined) {
       const routes = createRoutes({
-        revoke: (entry) => generation.revocations.add(entry),
+        revoke(entry) {
+          generation.revocations.add(entry);
+          logger.info({ event: 'revoked', entry });
+        },
         reload() {
           if (readConfig === undefined) throw refusal('was not read from a file');
           reload(readConfig);
         },
         metrics: readMetrics,
       });
-      admin = await startAdmin(config.admin, routes);
+      admin = await startAdmin(config.admin, routes, logger);
     }
     return addressOf(server);
   };
@@ -289,6 +302,7 @@ export function createProxy(
     await Promise.all([closed, admin?.close()]);
     for (const previous of retired.keys()) previous.closeVerifier();
     await Promise.all([generation.retire(), ...retired.values()]);
+    ration.close();
     unwatch?.();
   };
 

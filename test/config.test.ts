@@ -95,7 +95,7 @@ describe('defaults', () => {
       maxTokenBytes: 16_384,
       tokenCacheEntries: 10_000,
     });
-    expect(config.log).toEqual({ level: 'info' });
+    expect(config.log).toEqual({ level: 'info', refusalsPerMinute: 60 });
   });
 
   it.each(['listen', 'jwks', 'sessions', 'limits', 'log', 'startupParameters'])(

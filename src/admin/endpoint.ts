@@ -7,7 +7,9 @@ import { createServer, type IncomingMessage, type ServerResponse } from 'node:ht
 import type { AddressInfo } from 'node:net';
 import { readBody } from '../body.ts';
 import type { Config } from '../config.ts';
-import { ConfigError } from '../errors.ts';
+import { ConfigError, printable } from '../errors.ts';
+import { LogRation } from '../limits/log-ration.ts';
+import type { Logger } from '../log.ts';
 import {
   assertNoPage,
   assertPermitted,
@@ -30,13 +32,16 @@ const REQUEST_TIMEOUT_MS = 5_000;
 // How often those times are looked at; else Node does so twice a minute.
 const CHECK_MS = 1_000;
 const MAX_CONNECTIONS = 64;
+const REFUSALS_PER_MINUTE = 60;
 
 /** Listens. @throws the system's error when the address cannot be bound; {ConfigError} when the token cannot be read. */
 export async function startAdmin(
   config: NonNullable<Config['admin']>,
   routes: readonly Route[],
+  logger: Logger,
 ): Promise<Admin> {
   const credentials = readCredentials(config);
+  const log = audit(logger);
   const server = createServer(
     {
       requestTimeout: REQUEST_TIMEOUT_MS,
@@ -44,10 +49,16 @@ export async function startAdmin(
       connectionsCheckingInterval: CHECK_MS,
     },
     (request, response) => {
+      // Not to be had any more when the request has been broken off.
+      const address = request.socket.remoteAddress ?? '';
       answer(request, routes, credentials).then(
-        (given) => say(response, given),
+        (given) => {
+          log.note(request, address, given?.status ?? (given === undefined ? 204 : 200));
+          say(response, given);
+        },
         (error: unknown) => {
           const { status, message } = refusalOf(error) ?? new Refusal(500, 'internal error');
+          log.note(request, address, status);
           say(response, { status, json: { problem: message } });
         },
       );
@@ -76,7 +87,26 @@ export async function startAdmin(
       const closed = new Promise((resolve) => server.close(resolve));
       server.closeAllConnections();
       await closed;
+      log.close();
     },
+  };
+}
+
+/**
+ * For the audit: who has changed something, or was turned away, and from where; not what they sent. Who looks, and may, is
+ * none of its business.
+ */
+function audit(logger: Logger) {
+  const ration = new LogRation(logger, () => REFUSALS_PER_MINUTE);
+  return {
+    note({ method, url = '' }: IncomingMessage, address: string, status: number): void {
+      const isRefused = status >= 400;
+      if (!isRefused && method === 'GET') return;
+      if (isRefused && !ration.allows(address, `http_${status}`)) return;
+      const path = printable(url.split('?')[0] ?? '');
+      logger[isRefused ? 'warn' : 'info']({ event: 'admin', method, path, status, address });
+    },
+    close: () => ration.close(),
   };
 }
 

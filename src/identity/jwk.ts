@@ -32,6 +32,11 @@ export class PublishedKeys {
     return this.#keys.length;
   }
 
+  /** The ids of those that have one. */
+  get kids(): readonly string[] {
+    return [...this.#byKid.keys()];
+  }
+
   has(kid: string): boolean {
     return this.#byKid.has(kid);
   }

@@ -7,10 +7,12 @@
  */
 import type { LookupFunction } from 'node:net';
 import type { JwksConfig, ProviderConfig } from '../config.ts';
-import { ProxyError } from '../errors.ts';
+import { printable, ProxyError } from '../errors.ts';
 import { type PublishedKey, type PublishedKeys, readJwks } from './jwk.ts';
 import { fileKeys, type KeySource, remoteKeys } from './key-source.ts';
 import { FetchRation, UnknownKids } from './ration.ts';
+
+const MAX_TOLD = 10;
 
 /** What a key set takes from outside; each has a real default. */
 export interface KeySetOptions {
@@ -20,8 +22,16 @@ export interface KeySetOptions {
   readonly lookup?: LookupFunction;
   /** Told of each failed refresh and each key that is not used; for the log. */
   readonly onKeyProblem?: (provider: string, problem: string) => void;
+  /** Told which keys have come and gone, by their ids; not of the first ones. */
+  readonly onKeysChange?: (provider: string, change: KeysChange) => void;
   /** Told how each attempt to read a provider's keys has ended. */
   readonly onFetch?: (provider: string, outcome: 'success' | 'failure') => void;
+}
+
+/** Key ids of an issuer that were not there before, and that are not there any more; no more than ten of each. */
+export interface KeysChange {
+  readonly added: readonly string[];
+  readonly removed: readonly string[];
 }
 
 /** What is at hand of an issuer. */
@@ -63,6 +73,7 @@ export class KeySet {
   readonly #config: JwksConfig;
   readonly #source: KeySource;
   readonly #now: () => number;
+  readonly #onKeysChange: (provider: string, change: KeysChange) => void;
   readonly #onKeyProblem: (provider: string, problem: string) => void;
   readonly #onFetch: NonNullable<KeySetOptions['onFetch']>;
   readonly #ration: FetchRation;
@@ -94,6 +105,7 @@ export class KeySet {
     this.#config = config;
     this.#now = options.monotonicNow ?? (() => performance.now());
     this.#onKeyProblem = options.onKeyProblem ?? (() => {});
+    this.#onKeysChange = options.onKeysChange ?? (() => {});
     this.#onFetch = options.onFetch ?? (() => {});
     const { jwksUri = '', jwksFile } = provider;
     this.#source =
@@ -234,9 +246,20 @@ export class KeySet {
   async #adopt(text: string): Promise<void> {
     const { algorithms } = this.#provider;
     const { keys, skipped } = await readJwks(text, algorithms, this.#config.maxKeys);
+    if (this.#keys !== undefined) this.#tellChange(this.#keys.kids, keys.kids);
     this.#keys = keys;
     this.#text = text;
     for (const problem of skipped) this.#onKeyProblem(this.#id, problem);
+  }
+
+  #tellChange(before: readonly string[], after: readonly string[]): void {
+    const without = (some: readonly string[], others: readonly string[]) =>
+      some
+        .filter((kid) => !others.includes(kid))
+        .slice(0, MAX_TOLD)
+        .map(printable);
+    const [added, removed] = [without(after, before), without(before, after)];
+    if (added.length + removed.length > 0) this.#onKeysChange(this.#id, { added, removed });
   }
 
   #onLoadFailure(error: Error): void {

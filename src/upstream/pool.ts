@@ -23,6 +23,7 @@ import { Neighbours } from './neighbours.ts';
 import type { Departure } from './parting.ts';
 import { Patience } from './patience.ts';
 import { RolePool, type RoleListener, type Surroundings } from './role-pool.ts';
+import { nameSession } from './session-name.ts';
 import { createSessionMode, type SessionIdentity, type SessionMode } from './session.ts';
 import { Secrets, type SecretSetting } from './secrets.ts';
 import type { House, SlotCounts } from './slots.ts';
@@ -63,7 +64,7 @@ export type Verified = Pick<Identity, 'role' | 'issuer' | 'subject' | 'claims' |
 /** The sessions of one upstream. */
 export interface Pool {
   /**
-   * A session with this identity on it, verified by the backend itself.
+   * A session with this identity on it, verified by the backend itself; `session` is the id that it may be named by upstream.
    *
    * @throws {ProxyError} pool_timeout, upstream_unreachable, upstream_login_rejected, upstream_rejected,
    *   upstream_lost, upstream_protocol, session_setup_failed, claims_too_large,
@@ -73,6 +74,7 @@ export interface Pool {
     identity: Verified,
     parameters: ReadonlyMap<string, string>,
     signal: AbortSignal,
+    session?: string,
   ): Promise<Lease>;
   /** How many slots of each role are in which state. */
   counts(): Readonly<Record<string, SlotCounts>>;
@@ -176,8 +178,8 @@ class UpstreamPool implements Pool {
     ];
   }
 
-  acquire(identity: Verified, settings: Settings, signal: AbortSignal): Promise<Lease> {
-    const admitted = this.#track(this.#admit(identity, settings, signal));
+  acquire(...[identity, settings, signal, session]: Parameters<Pool['acquire']>): Promise<Lease> {
+    const admitted = this.#track(this.#admit(identity, settings, signal, session));
     return orLeave(admitted, signal, (lease) => void lease.release(UNFINISHED));
   }
 
@@ -259,12 +261,27 @@ class UpstreamPool implements Pool {
     if (await this.#control.leaveUnlessAt(addresses)) this.#onMoved([...addresses]);
   }
 
-  async #admit(verified: Verified, settings: Settings, signal: AbortSignal): Promise<Lease> {
+  async #admit(
+    verified: Verified,
+    settings: Settings,
+    signal: AbortSignal,
+    session?: string,
+  ): Promise<Lease> {
     const { role } = verified;
     const pool = this.#roles.get(role);
     if (pool === undefined) throw new ProxyError('role_forbidden', { role });
     const identity = await this.#describe(verified, signal);
-    return this.#lease(pool, await pool.enter({ identity, settings }, signal));
+    const entered = await pool.enter({ identity, settings }, signal);
+    if (this.#upstream.nameSessions && session !== undefined) {
+      const own = settings.get('application_name') ?? '';
+      await nameSession(entered.session.connection, own, session, signal).catch(
+        (error: unknown) => {
+          void this.#track(pool.part(entered, UNFINISHED, false));
+          throw error;
+        },
+      );
+    }
+    return this.#lease(pool, entered);
   }
 
   /** With the chosen claims, and what is to be known of the subject; of nobody nothing is. */

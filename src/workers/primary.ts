@@ -11,7 +11,7 @@ import { createOrigins } from '../accept/origin.ts';
 import { addressOf, listen, type Address } from '../accept/tcp.ts';
 import { startAdmin, type Admin } from '../admin/endpoint.ts';
 import { createRoutes } from '../admin/routes.ts';
-import { settingsThatNeedRestart, type Config } from '../config.ts';
+import { changedSettings, settingsThatNeedRestart, type Config } from '../config.ts';
 import { ConfigError } from '../errors.ts';
 import { Revocations } from '../identity/revocations.ts';
 import { canonical } from '../limits/address.ts';
@@ -128,6 +128,7 @@ export function createWorkers(
       throw new ConfigError([{ path: '(top level)', message }]);
     }
     assertUsable(next, workers, logger);
+    const changed = changedSettings(config, next);
     config = next;
     logger.level = next.log.level;
     origins = createOrigins(next.listen);
@@ -138,7 +139,7 @@ export function createWorkers(
     }));
     const needsRestart = settingsThatNeedRestart(first, next);
     if (admin?.hasOtherToken(next.admin)) needsRestart.push('admin.token');
-    logger.info({ event: 'reloaded', needsRestart });
+    logger.info({ event: 'reloaded', changed, needsRestart });
   };
 
   const reload: Workers['reload'] = async (next) => {
@@ -154,6 +155,7 @@ export function createWorkers(
   const revoke = async (entry: unknown): Promise<void> => {
     // Kept for workers that start later.
     revocations.add(entry);
+    logger.info({ event: 'revoked', entry });
     await crew.order(() => ({ what: 'revoke', entry }));
   };
 
@@ -173,7 +175,7 @@ export function createWorkers(
         reload: () => reload(readConfig),
         metrics: readMetrics,
       });
-      admin = await startAdmin(config.admin, routes);
+      admin = await startAdmin(config.admin, routes, logger);
     }
     return address();
   };

@@ -5,6 +5,7 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { once } from 'node:events';
+import { pino } from 'pino';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { startAdmin, type Admin } from '../../src/admin/endpoint.ts';
 import { createRoutes, type Operations } from '../../src/admin/routes.ts';
@@ -21,7 +22,7 @@ const start = (
   operations: Omit<Operations, 'metrics'>,
 ) => {
   const metrics = async (accept?: string) => ({ contentType: 'text/x', text: `as ${accept}` });
-  return startAdmin(config, createRoutes({ ...operations, metrics }));
+  return startAdmin(config, createRoutes({ ...operations, metrics }), pino({ level: 'silent' }));
 };
 const heard: unknown[] = [];
 let wrong: ConfigError | undefined;

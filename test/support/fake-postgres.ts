@@ -76,6 +76,7 @@ export function upstreamAt(port: number, overrides: Partial<UpstreamConfig> = {}
     tls: { mode: 'disable' },
     session: 'portable',
     healSlots: false,
+    nameSessions: false,
     secret: { env: 'PGJOT_UNUSED' },
     roles: { authenticated: { slots: 4 } },
     connectTimeoutMs: 5_000,

@@ -271,6 +271,8 @@ async function writeConfig(
         ...options.upstream,
       },
     },
+    // A test that is refused a hundred times wants a hundred lines.
+    log: { refusalsPerMinute: 1_000_000 },
     ...(options.anonymous && { anonymous: options.anonymous }),
     ...(options.limits && { limits: options.limits }),
     ...(options.sessions && { sessions: options.sessions }),
