@@ -26,7 +26,7 @@ class Scene {
 
   constructor(stack: Stack) {
     this.stack = stack;
-    this.oldFile = (stack.config.upstreams['main']?.secret as { file: string }).file;
+    this.oldFile = (stack.config.upstreams['main'] as { secret: { file: string } }).secret.file;
     this.folder = dirname(this.oldFile);
     this.newFile = join(this.folder, 'new-secret');
   }
@@ -102,18 +102,20 @@ function workers(scene: Scene, count: number) {
   const failures: unknown[] = [];
   let statements = 0;
   let logins = 0;
-  let stopped = false;
+  const state = { stopped: false };
   const work = async (number: number): Promise<void> => {
     const sub = number % 2 === 0 ? 'alice' : 'bob';
-    while (!stopped) {
+    const staysIn = number < count / 2;
+    while (!state.stopped) {
       const client = await scene.stack.connect(sub);
       logins++;
+      const isWorking = () => staysIn && !state.stopped;
       do {
         const { rows } = await client.query('select auth.user_id() as me');
         statements++;
         if (rows[0].me !== sub) throw new Error(`was ${rows[0].me}, not ${sub}`);
         await delay(5);
-      } while (!stopped && number < count / 2);
+      } while (isWorking());
       await client.end();
     }
   };
@@ -123,7 +125,7 @@ function workers(scene: Scene, count: number) {
   return {
     counts: () => ({ statements, logins }),
     async stop() {
-      stopped = true;
+      state.stopped = true;
       await Promise.all(all);
       return { failures, statements, logins };
     },
@@ -254,7 +256,7 @@ describe('a rotation', () => {
     expect(result.stdout).toMatch(
       /^ended 1 session of "pgjot_authenticated_\d", whose user held a lock on that role$/m,
     );
-    await expect(eve.query('select 1')).rejects.toThrow();
+    await expect(eve.query('select 1')).rejects.toThrow(/terminat|ended|closed/i);
     expect((await bob.query('select auth.user_id() as me')).rows).toEqual([{ me: 'bob' }]);
     await bob.end();
   });
@@ -297,8 +299,8 @@ describe('a rotation', () => {
     expect(secretRefused).toHaveLength(1);
     expect(secretRefused[0]?.['advice']).toContain('give this proxy the new one and reload it');
     expect(events.filter(({ event }) => event === 'slot_quarantined')).toEqual([]);
-    const refused = events.filter(({ outcome }) => outcome === 'refused');
-    expect(refused[0]?.['cause']).toContain('the server refuses the secret of this proxy');
+    const refused = events.find(({ outcome }) => outcome === 'refused');
+    expect(refused?.['cause']).toContain('the server refuses the secret of this proxy');
     // Who was in is still in.
     expect((await early.query('select auth.user_id() as me')).rows).toEqual([{ me: 'early' }]);
     late.reload(parseConfig(back));
@@ -364,8 +366,8 @@ describe('a rotation', () => {
     expect(result.stderr).toBe('');
     expect(result.stdout).toMatch(/^ended [1-9]\d* sessions$/m);
     expectNoSecret(result);
-    await expect(inside.query('select 1')).rejects.toThrow();
-    await expect(client.query('select 1')).rejects.toThrow();
+    await expect(inside.query('select 1')).rejects.toThrow(/terminat|ended|closed/i);
+    await expect(client.query('select 1')).rejects.toThrow(/terminat|ended|closed/i);
     // It may have been in for a moment.
     await Promise.all([robbed, thrownOut]);
     await (await scene.stack.connect('alice')).end();

@@ -60,7 +60,7 @@ test('others have their lines while one floods', () => {
 test('whoever has a network of IPv6 addresses is one address (attack: another one for each attempt)', () => {
   const from = Array.from({ length: 100 }, (_, n) => refuse(`2001:db8::${n.toString(16)}`, 1));
 
-  expect(from.filter((lines) => lines > 0)).toHaveLength(5);
+  expect(from.filter((written) => written > 0)).toHaveLength(5);
 });
 
 test('a thousand addresses have ten times as many lines together, and a bounded number of summaries', () => {
