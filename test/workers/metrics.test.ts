@@ -51,6 +51,26 @@ it('counts all workers together, and what there is only one of once', async () =
   expect(now.sum('pgjot_event_loop_seconds_total')).toBeGreaterThan(0);
 });
 
+it('says once for all whether the configuration on disk is in force', async () => {
+  const settings = { admin: { port } };
+  await fleet.configure({ ...settings, sessions: { graceMs: -1 } });
+  await fleet.logged(({ event }) => event === 'reload_failed');
+  const during = await scrape();
+  await fleet.configure(settings);
+
+  const after = await until(async () => {
+    const now = await scrape();
+    return now.sum('pgjot_config_last_reload_successful') === 1 && now;
+  });
+
+  const reloads = (scraped: Scrape, outcome: string) =>
+    scraped.sum('pgjot_config_reloads_total', { outcome });
+  expect(during.sum('pgjot_config_last_reload_successful')).toBe(0);
+  expect(reloads(during, 'success')).toBe(0);
+  expect(reloads(during, 'failure')).toBeGreaterThan(0);
+  expect(reloads(after, 'success')).toBeGreaterThan(0);
+});
+
 it('waits for no worker that hangs, whose last numbers count meanwhile', async () => {
   const hung = fleet.workers().get(1) as number;
   process.kill(hung, 'SIGSTOP');
