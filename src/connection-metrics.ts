@@ -32,7 +32,7 @@ export class ConnectionMetrics {
 
   /** A log that counts what it is told before it passes it on. One for each connection, made when that arrives. */
   count(log: ConnectionLog): ConnectionLog {
-    const { logins, loginSeconds, loginPhaseSeconds, renewals, sessions } = this.#metrics;
+    const { logins, loginSeconds, loginPhaseSeconds, renewals } = this.#metrics;
     const arrivedAt = performance.now();
     let phaseBegan = arrivedAt;
     let identity: Identity | undefined;
@@ -66,10 +66,7 @@ export class ConnectionMetrics {
         endPhase('welcome');
         loginSeconds.observe((performance.now() - arrivedAt) / 1000);
         logins.inc({ provider: provider(), outcome: 'accepted', reason: '' });
-        const { upstream, role } = identity as Identity;
-        sessions.inc({ upstream, role });
-        live = { upstream, role, bytes };
-        this.#live.add(live);
+        live = this.#begin(identity as Identity, bytes);
         log.onWelcome(lease, finish, bytes);
       },
       onRenewal: (asking, renewed) => {
@@ -81,23 +78,35 @@ export class ConnectionMetrics {
         log.onRenewalRefused(error);
       },
       onRefusal: (error) => {
-        const outcome = error.code === 'oauth_discovery' ? 'discovery' : 'refused';
-        logins.inc({ provider: provider(error), outcome, reason: error.code });
-        if (isLimit(error)) this.#metrics.limits.inc({ limit: error.code });
+        const { code } = error;
+        // A mistake of ours can end what has begun already.
+        if (live !== undefined) this.#end(live, 'proxy', code);
+        const outcome = code === 'oauth_discovery' ? 'discovery' : 'refused';
+        if (live === undefined) logins.inc({ provider: provider(error), outcome, reason: code });
+        if (isLimit(error)) this.#metrics.limits.inc({ limit: code });
         log.onRefusal(error);
       },
       onEnd: (outcome) => {
-        if (live !== undefined) {
-          const { upstream, role } = live;
-          sessions.dec({ upstream, role });
-          const reason = outcome.error?.code ?? '';
-          this.#metrics.sessionEnds.inc({ upstream, ended_by: outcome.endedBy, reason });
-          this.#passed.set(upstream, sum(this.#passed.get(upstream), outcome.bytes));
-          this.#live.delete(live);
-        }
+        if (live !== undefined) this.#end(live, outcome.endedBy, outcome.error?.code ?? '');
         log.onEnd(outcome);
       },
     };
+  }
+
+  #begin({ upstream, role }: Identity, bytes: Live['bytes']): Live {
+    const live = { upstream, role, bytes };
+    this.#live.add(live);
+    this.#metrics.sessions.inc({ upstream, role });
+    return live;
+  }
+
+  /** Only the first call for a session counts. */
+  #end(live: Live, endedBy: Outcome['endedBy'], reason: string): void {
+    if (!this.#live.delete(live)) return;
+    const { upstream, role, bytes } = live;
+    this.#metrics.sessions.dec({ upstream, role });
+    this.#metrics.sessionEnds.inc({ upstream, ended_by: endedBy, reason });
+    this.#passed.set(upstream, sum(this.#passed.get(upstream), bytes()));
   }
 
   /** Brings the bytes up to date. */

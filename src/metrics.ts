@@ -20,12 +20,11 @@ const WAIT_SECONDS = [0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10];
 const DELAY_SECONDS = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5];
 const GC_SECONDS = [0.001, 0.01, 0.1, 1];
 
-/** The phases of a login, in their order. */
-export type Phase = (typeof PHASES)[number];
-
+const PHASES = ['handshake', 'token', 'verify', 'acquire', 'welcome'] as const;
 const CANCEL_OUTCOMES = ['taken', 'unreachable', 'unanswered', 'unknown_key'];
 
-const PHASES = ['handshake', 'token', 'verify', 'acquire', 'welcome'] as const;
+/** The phases of a login, in their order. */
+export type Phase = (typeof PHASES)[number];
 
 /** How the numbers of several workers become one, where that is not their sum: the primary's own, the largest, the smallest. */
 type Aggregator = 'first' | 'max' | 'min';

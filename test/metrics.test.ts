@@ -1,9 +1,16 @@
 /** The metrics, before a real PostgreSQL: that they count what happens, and that nobody who connects makes more of them. */
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { parseConfig } from '../src/config.ts';
+import { ConnectionMetrics } from '../src/connection-metrics.ts';
+import type { ConnectionLog } from '../src/connection.ts';
+import { ProxyError } from '../src/errors.ts';
+import type { Asking } from '../src/identity/authentication.ts';
+import type { Identity } from '../src/identity/policy.ts';
 import { createMetrics } from '../src/metrics.ts';
 import { addUp, cumulative, render } from '../src/metrics-sample.ts';
 import { watchProcess } from '../src/metrics-process.ts';
+import type { Outcome } from '../src/splice/splice.ts';
+import type { Lease } from '../src/upstream/pool.ts';
 import { passwordMessage, query, startup } from './e2e/parity/bytes.ts';
 import { cancel, RawClient } from './e2e/raw-client.ts';
 import { readScrape, type Scrape } from './support/scrape.ts';
@@ -243,6 +250,34 @@ describe('who connects', () => {
     expect(second.text).not.toMatch(/str4nge/i);
     expect([...second.series.keys()]).toEqual([...first.series.keys()]);
     expect(second.series.size).toBeLessThanOrEqual(1_000);
+  });
+});
+
+describe('a session that a mistake of ours ends', () => {
+  it('counts as ended, once, and not as a login that was refused', async () => {
+    const metrics = createMetrics();
+    const connections = new ConnectionMetrics(metrics);
+    metrics.onSample(() => connections.collect());
+    const deaf = new Proxy({}, { get: () => () => {} }) as ConnectionLog;
+    const bytes = { clientToUpstream: 1, upstreamToClient: 2 };
+    const mistake = new ProxyError('internal');
+    const ended = { endedBy: 'proxy', error: mistake, bytes } as Outcome;
+
+    const log = connections.count(deaf);
+    log.onIdentity({} as Asking, { provider: 'own', ...MAIN } as Identity);
+    log.onWelcome(
+      {} as Lease,
+      () => {},
+      () => bytes,
+    );
+    log.onRefusal(mistake);
+    log.onEnd(ended);
+
+    const now = readScrape((await render(await metrics.sample())).text);
+    expect(now.sum('pgjot_sessions')).toBe(0);
+    expect(now.sum('pgjot_session_ends_total', { reason: 'internal' })).toBe(1);
+    expect(now.sum('pgjot_logins_total')).toBe(1);
+    expect(now.sum('pgjot_bytes_total')).toBe(3);
   });
 });
 
