@@ -203,16 +203,28 @@ function checkStartupParameters(config: Config, report: Report): void {
   }
 }
 
-function checkAdmin({ admin }: Config, report: Report): void {
-  if (admin === undefined || admin.token !== undefined) return;
-  if (!isLoopback(admin.host)) {
-    report('admin.token', `is missing: ${admin.host} is not a loopback address`);
+function checkAdmin({ admin, ...config }: Config, report: Report): void {
+  if (admin === undefined) return;
+  if (admin.token === undefined && admin.tls?.clientCaFile === undefined) {
+    if (!isLoopback(admin.host)) {
+      report(
+        'admin.token',
+        `or admin.tls.clientCaFile is missing: ${admin.host} is not a loopback address`,
+      );
+    }
+    if (admin.readToken !== undefined) {
+      report(
+        'admin.token',
+        'is missing: with admin.readToken alone anybody here could change things',
+      );
+    }
   }
-  if (admin.readToken !== undefined) {
-    report(
-      'admin.token',
-      'is missing: with admin.readToken alone anybody here could change things',
-    );
+  for (const kind of ['upstreams', 'providers'] as const) {
+    for (const [index, id] of (admin.readiness?.[kind] ?? []).entries()) {
+      if (!Object.hasOwn(config[kind], id)) {
+        report(`admin.readiness.${kind}.${index}`, `"${id}" is none of the ${kind}`);
+      }
+    }
   }
 }
 

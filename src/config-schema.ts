@@ -4,9 +4,10 @@
  * What one setting alone can say is here; what must agree with another is in `config-rules.ts`.
  */
 import { z } from 'zod';
+import { admin } from './config-admin.ts';
 import { limits } from './config-limits.ts';
 import { provider } from './config-provider.ts';
-import { secret, upstream } from './config-upstream.ts';
+import { upstream } from './config-upstream.ts';
 import { hostName, jsonPointer, milliseconds, name, network } from './config-values.ts';
 
 /** How a client can present its token. */
@@ -233,21 +234,7 @@ export const schema = z.strictObject({
         .describe('A JSON array of what is accepted no more, read again whenever it changes.'),
     })
     .prefault({}),
-  admin: z
-    .strictObject({
-      host: z.string().min(1).default('127.0.0.1'),
-      port: z.int().min(0).max(65_535).default(9187),
-      token: secret
-        .optional()
-        .describe(
-          'What administrators send as "Authorization: Bearer …". Required unless the address is loopback.',
-        ),
-      readToken: secret
-        .optional()
-        .describe('Another such token, with which one may look and change nothing.'),
-    })
-    .optional()
-    .describe('The HTTP endpoint for administrators. Default: none.'),
+  admin: admin.optional().describe('The HTTP endpoint for administrators. Default: none.'),
   log: z
     .strictObject({
       level: z.enum(['debug', 'info', 'warn', 'error', 'silent']).default('info'),

@@ -2,20 +2,13 @@
  * The part of the configuration's schema that is about upstreams.
  */
 import { z } from 'zod';
-import { jsonPointer, milliseconds, name, port } from './config-values.ts';
+import { jsonPointer, milliseconds, name, port, secret } from './config-values.ts';
 
 /** How an identity can reach SQL; `src/upstream/` has a file for each. */
 export const SESSION_MODES = ['portable', 'pg_session_jwt', 'replica'] as const;
 
 /** Role attributes that put a session above Row-Level Security, or let it get there. */
 export const ROLE_ATTRIBUTES = ['SUPERUSER', 'BYPASSRLS', 'CREATEROLE', 'REPLICATION'] as const;
-
-/** Where a secret is. */
-export const secret = z
-  .union([z.strictObject({ env: z.string().min(1) }), z.strictObject({ file: z.string().min(1) })])
-  .describe(
-    'Where the secret is: { "env": "NAME" } or { "file": "path" }. Never the secret itself.',
-  );
 
 const role = z.strictObject({
   slots: z.int().min(1).max(10_000),

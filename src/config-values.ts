@@ -52,3 +52,10 @@ export const jsonPointer = z
     /^(\/([^~/]|~0|~1)*)+$/,
     'must be a JSON Pointer (RFC 6901), for instance "/app_metadata/role"',
   );
+
+/** Where a secret is. */
+export const secret = z
+  .union([z.strictObject({ env: z.string().min(1) }), z.strictObject({ file: z.string().min(1) })])
+  .describe(
+    'Where the secret is: { "env": "NAME" } or { "file": "path" }. Never the secret itself.',
+  );

@@ -68,7 +68,10 @@ export function settingsThatNeedRestart(before: Config, after: Config): string[]
   const bound = (config: Config): Record<string, unknown> => ({
     'listen.host': config.listen.host,
     'listen.port': config.listen.port,
-    admin: JSON.stringify(config.admin),
+    'admin.host': config.admin?.host,
+    'admin.port': config.admin?.port,
+    // Whether there is TLS, and whether certificates are asked for; the files are read again.
+    'admin.tls': config.admin?.tls && `${config.admin.tls.clientCaFile !== undefined}`,
   });
   const [old, current] = [bound(before), bound(after)];
   return Object.keys(old).filter((name) => old[name] !== current[name]);
@@ -169,12 +172,13 @@ function absolutePaths(config: Config, base: string): Config {
       certFile?: string | undefined;
       keyFile?: string | undefined;
       caFile?: string | undefined;
+      clientCaFile?: string | undefined;
     },
   >(
     given: T,
   ): T => {
     const out = { ...given };
-    for (const key of ['certFile', 'keyFile', 'caFile'] as const) {
+    for (const key of ['certFile', 'keyFile', 'caFile', 'clientCaFile'] as const) {
       const file = given[key];
       if (file !== undefined) out[key] = from(file);
     }
@@ -186,6 +190,7 @@ function absolutePaths(config: Config, base: string): Config {
     ...admin,
     ...(admin.token && { token: secret(admin.token) }),
     ...(admin.readToken && { readToken: secret(admin.readToken) }),
+    ...(admin.tls && { tls: tls(admin.tls) }),
   });
   return {
     ...config,

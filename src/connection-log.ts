@@ -1,29 +1,17 @@
 /**
  * Writes the log lines of one connection: one for its login, one for each new token, one for its end.
- *
- * Tells its owner what else is to be known of the connection while it lasts: whose it is, and how to end it.
  */
 import { randomUUID } from 'node:crypto';
-import type { ConnectionLog, Finish } from './connection.ts';
-import type { Asking } from './identity/authentication.ts';
+import type { ConnectionLog } from './connection.ts';
 import type { Identity } from './identity/policy.ts';
 import type { ProxyError } from './errors.ts';
 import { describeClient, explain, type Logger } from './log.ts';
 import type { LogRation } from './limits/log-ration.ts';
 
-/** Who keeps the book of connections. */
-export interface ConnectionKeeper {
-  /** How to end the connection has changed. */
-  onFinishable(finish: Finish): void;
-  /** Who asked for this is known to be this identity; for a session, whose it is from now on. */
-  onIdentity(asking: Asking, identity: Identity): void;
-}
-
 /** The log of a connection from `peer`, which may turn out to be from elsewhere. What is refused it tells while `ration` allows. */
 export function createConnectionLog(
   logger: Logger,
   peer: string,
-  keeper: ConnectionKeeper,
   ration: LogRation,
 ): ConnectionLog {
   const session = randomUUID();
@@ -41,7 +29,7 @@ export function createConnectionLog(
 
   return {
     session,
-    onArrival: (finish) => keeper.onFinishable(finish),
+    onArrival: () => {},
     onLocated: (located) => {
       address = located;
     },
@@ -49,12 +37,11 @@ export function createConnectionLog(
       who = describeClient(user, database);
     },
     onToken: () => {},
-    onIdentity: (asked, verified) => {
+    onIdentity: (_, verified) => {
       identity = verified;
-      keeper.onIdentity(asked, verified);
     },
     onLease: () => {},
-    onWelcome: ({ slot, cancelTarget: { processId: backendPid } }, finish) => {
+    onWelcome: ({ slot, cancelTarget: { processId: backendPid } }) => {
       welcomedAt = performance.now();
       logger.info({
         event: 'login',
@@ -64,12 +51,10 @@ export function createConnectionLog(
         backendPid,
         durationMs: elapsed(arrived),
       });
-      keeper.onFinishable(finish);
     },
-    onRenewal: (asked, renewed) => {
+    onRenewal: (_, renewed) => {
       identity = renewed;
       logger.info({ event: 'token_renewed', ...line() });
-      keeper.onIdentity(asked, renewed);
     },
     onRenewalRefused: (error) => {
       if (!mayTell(error)) return;

@@ -62,12 +62,12 @@ export class ConnectionMetrics {
         endPhase('acquire');
         log.onLease();
       },
-      onWelcome: (lease, finish, bytes) => {
+      onWelcome: (lease, finish, progress) => {
         endPhase('welcome');
         loginSeconds.observe((performance.now() - arrivedAt) / 1000);
         logins.inc({ provider: provider(), outcome: 'accepted', reason: '' });
-        live = this.#begin(identity as Identity, bytes);
-        log.onWelcome(lease, finish, bytes);
+        live = this.#begin(identity as Identity, () => progress().bytes);
+        log.onWelcome(lease, finish, progress);
       },
       onRenewal: (asking, renewed) => {
         renewals.inc({ provider: provider(), outcome: 'accepted', reason: '' });

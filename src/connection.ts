@@ -21,7 +21,7 @@ import type { VerifiedToken, Verifier } from './identity/jwt.ts';
 import type { Identity } from './identity/policy.ts';
 import type { Admission } from './limits/ledger.ts';
 import { createRenewal, type RenewalContext } from './renewal.ts';
-import { splice, type Outcome } from './splice/splice.ts';
+import { splice, type Outcome, type Progress } from './splice/splice.ts';
 import { watchPeer } from './splice/unheard.ts';
 import { encodeErrorResponse, encodeNotice } from './wire/backend.ts';
 import type { CancelKey, Cancels } from './upstream/cancel.ts';
@@ -35,6 +35,8 @@ export interface Arrival {
    */
   locate(stream: Duplex, signal: AbortSignal): Promise<string>;
 }
+
+export type { Progress } from './splice/splice.ts';
 
 /** What a connection needs of the rest of the proxy. */
 export interface ConnectionContext {
@@ -83,8 +85,8 @@ export interface ConnectionLog {
   onIdentity(asking: Asking, identity: Identity): void;
   /** It has an upstream session, of which it hears next. */
   onLease(): void;
-  /** `bytes` says what the session has passed on so far. */
-  onWelcome(lease: Lease, finish: Finish, bytes: () => Outcome['bytes']): void;
+  /** `progress` says what the session is doing, and has passed on so far. */
+  onWelcome(lease: Lease, finish: Finish, progress: () => Progress): void;
   onRenewal(asking: Asking, identity: Identity): void;
   onRenewalRefused(error: ProxyError): void;
   onRefusal(error: ProxyError): void;
@@ -242,12 +244,12 @@ async function serveSession(
   );
   try {
     const end: Finish = (error, graceMs) => {
-      if (error.code === 'shutdown') return finish(error, graceMs);
+      if (error.code === 'shutdown' || error.code === 'terminated') return finish(error, graceMs);
       // Nothing more is to be read or written as somebody who may no longer be anybody.
       void lease.disown();
       finish(new ProxyError('session_revoked', { cause: error.cause }), graceMs);
     };
-    log.onWelcome(lease, end, () => session.bytes());
+    log.onWelcome(lease, end, () => session.progress());
     return await session.done;
   } finally {
     ending ??= GONE;

@@ -165,6 +165,13 @@ export const ERRORS = {
     undefined,
     'info',
   ),
+  terminated: row(
+    '57P01',
+    'FATAL',
+    'terminating connection due to administrator command',
+    undefined,
+    'info',
+  ),
   feature_unsupported: row(
     '0A000',
     'ERROR',

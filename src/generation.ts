@@ -18,6 +18,7 @@ import { decide, decideAnonymous, type Identity, objectionTo } from './identity/
 import { Revocations, type Revocation } from './identity/revocations.ts';
 import { explain, type Logger } from './log.ts';
 import type { Metrics } from './metrics.ts';
+import { Probe } from './readiness.ts';
 import { TlsFiles, type TlsFilesListener } from './tls-files.ts';
 import type { Cancels } from './upstream/cancel.ts';
 import { upstreamTlsFiles } from './upstream/dial.ts';
@@ -215,6 +216,8 @@ export class SharedPool {
   readonly upstream: UpstreamConfig;
   /** By these a rotated secret is told. Not logged. */
   readonly secrets: SecretPair;
+  /** Why it cannot be had, where it cannot. */
+  readonly probe: Probe;
   readonly #pool: Pool;
   /** Its certificates on disk. */
   readonly #watching: Disposable | undefined;
@@ -229,6 +232,7 @@ export class SharedPool {
   ) {
     this.#pool = pool;
     this.#watching = watching;
+    this.probe = new Probe(() => pool.ping());
     this.upstream = upstream;
     this.secrets = secrets;
   }
@@ -248,6 +252,14 @@ export class SharedPool {
       this.#giveBack();
       throw error;
     }
+  }
+
+  state(): ReturnType<Pool['state']> {
+    return this.#pool.state();
+  }
+
+  reconnect(): ReturnType<Pool['reconnect']> {
+    return this.#pool.reconnect();
   }
 
   counts(): ReturnType<Pool['counts']> {

@@ -7,15 +7,14 @@ import type { Server, Socket } from 'node:net';
 import { createOrigins } from './accept/origin.ts';
 import { addressOf, listen, type Address } from './accept/tcp.ts';
 import { startAdmin, type Admin } from './admin/endpoint.ts';
+import { readCredentials } from './admin/principal.ts';
 import { createRoutes } from './admin/routes.ts';
 import { changedSettings, settingsThatNeedRestart, type Config } from './config.ts';
 import { createConnectionLog } from './connection-log.ts';
 import { ConnectionMetrics } from './connection-metrics.ts';
-import { type Arrival, serve, type Finish } from './connection.ts';
+import { type Arrival, serve } from './connection.ts';
 import { ConfigError, ProxyError } from './errors.ts';
 import { createGeneration, type Generation, type House } from './generation.ts';
-import type { Asking } from './identity/authentication.ts';
-import type { Identity } from './identity/policy.ts';
 import type { Revocation } from './identity/revocations.ts';
 import { canonical } from './limits/address.ts';
 import { type Ledger, type LedgerCounts, ProxyLedger } from './limits/ledger.ts';
@@ -25,15 +24,25 @@ import { LogRation } from './limits/log-ration.ts';
 import { createMetrics, type Metrics } from './metrics.ts';
 import { watchProcess } from './metrics-process.ts';
 import { render, type MetricsText } from './metrics-sample.ts';
+import { createOverview, type Overview } from './overview.ts';
 import { announce, collectState } from './proxy-metrics.ts';
+import { Roster, type RosterEntry } from './roster.ts';
 import { createCancels, type Cancels } from './upstream/cancel.ts';
 import type { Pool } from './upstream/pool.ts';
 
 export { loadConfig, parseConfig, type Config, type ConfigInput } from './config.ts';
 export { ConfigError, ProxyError, type ErrorCode } from './errors.ts';
+export type { PoolDescription, ProviderDescription } from './inspection.ts';
+export type { Readiness } from './readiness.ts';
+export type {
+  SessionDescription,
+  SessionPage,
+  SessionQuery,
+  SessionSelection,
+} from './roster.ts';
 
 /** A proxy. `start` once; then `drain` to end it politely or `close` to end it now. */
-export interface Proxy {
+export interface Proxy extends Overview {
   /** Begins to accept clients; resolves with where. @throws the system's error when the address cannot be bound. */
   start(): Promise<Address>;
   /**
@@ -75,6 +84,8 @@ export interface ProxyOptions {
   readonly metrics?: Metrics;
   /** Reads the configuration again, for administrators who ask for that. @throws {ConfigError} */
   readonly readConfig?: () => Config;
+  /** An administrator wants the proxy to end as SIGTERM ends it. Default: it drains. */
+  readonly onDrainRequest?: () => void;
   /** Where the proxy is one of several workers: what they have in common. */
   readonly shared?: Shared;
 }
@@ -91,15 +102,6 @@ export interface Shared {
   listen(onArrival: (socket: Socket) => Promise<void>): Address;
 }
 
-/** A connection as the proxy keeps it. */
-interface Connection {
-  /** Ends its session; until there is one, its login. */
-  finish: Finish;
-  /** Who it is and what it asked for, once that is known. */
-  claim: { readonly asking: Asking; readonly identity: Identity } | undefined;
-  gone: Promise<void>;
-}
-
 /**
  * A proxy for this configuration; it opens nothing before `start`.
  *
@@ -111,10 +113,11 @@ export function createProxy(
     logger = createLogger(config.log),
     metrics = createMetrics(),
     readConfig,
+    onDrainRequest,
     shared,
   }: ProxyOptions = {},
 ): Proxy {
-  const connections = new Set<Connection>();
+  const roster = new Roster((asking, identity) => generation.objection(asking, identity));
   const retired = new Map<Generation, Promise<void>>();
   const own = new ProxyLedger(config.limits, refusalLog(logger, metrics.limits));
   const ledger = shared?.ledger ?? own;
@@ -122,7 +125,7 @@ export function createProxy(
   let server: Server | undefined;
   let admin: Admin | undefined;
   let starting: Promise<Address> | undefined;
-  let leaving = false;
+  let phase: 'starting' | 'serving' | 'draining' = 'starting';
   let origins = createOrigins(config.listen);
   let unwatch: (() => void) | undefined;
   const counting = new ConnectionMetrics(metrics);
@@ -134,7 +137,7 @@ export function createProxy(
       shared?.cancels ?? createCancels(undefined, (outcome) => metrics.cancels.inc({ outcome })),
     revocations: shared?.revocations ?? [],
     async admit(address, signal) {
-      if (leaving) throw new ProxyError('draining');
+      if (phase === 'draining') throw new ProxyError('draining');
       if (clients >= generation.room.clients) throw new ProxyError('too_many_clients');
       const admission = await ledger.admit(address, signal);
       clients++;
@@ -148,23 +151,16 @@ export function createProxy(
       if (!matched) ledger.missedCancel(address);
     },
     current: () => generation,
-    onRevocation: () => endObjected('revocation'),
+    onRevocation: () => roster.judge((...claim) => generation.revocation(...claim)),
   };
   let generation: Generation = createGeneration(config, house);
   announce(metrics, config);
   const ration = new LogRation(logger, () => generation.config.log.refusalsPerMinute);
-
-  /** Ends those of the sessions, and of the logins, that the configuration, or a revocation, grants no more. */
-  function endObjected(by: 'objection' | 'revocation', among: Iterable<Connection> = connections) {
-    for (const { claim, finish } of among) {
-      const objection = claim && generation[by](claim.asking, claim.identity);
-      if (objection !== undefined) finish(objection, 0);
-    }
-  }
+  const overview = createOverview({ roster, current: () => generation, phase: () => phase });
 
   // Not async, or it would keep the socket that came, which the splice replaces, for as long as its client is there.
   const onArrival = (socket: Socket): Promise<void> => {
-    const { config: current, context, room } = generation;
+    const { context, room } = generation;
     const known = origins;
     // It is gone already, or was never an address.
     const peer = canonical(socket.remoteAddress ?? '');
@@ -173,43 +169,21 @@ export function createProxy(
       socket.destroy();
       return Promise.resolve();
     }
-    if (connections.size >= room.sockets) {
+    if (roster.size >= room.sockets) {
       metrics.limits.inc({ limit: 'descriptors' });
       socket.destroy();
       return Promise.resolve();
     }
-    const connection: Connection = {
-      finish: () => {},
-      claim: undefined,
-      gone: Promise.resolve(),
-    };
     let newcomer: Socket | undefined = socket;
+    let client: RosterEntry | undefined;
     const refuse = () => {
-      connection.finish(new ProxyError('too_many_clients', { silent: true }), 0);
+      client?.end(new ProxyError('too_many_clients', { silent: true }), 0);
       newcomer?.destroy();
     };
     // Until it is known who it is. A cancel must get through when the house is full, and counts as one of those.
     let exit = ledger.enter(known.isBalancer(peer) ? undefined : peer, refuse);
     if (socket.destroyed) return Promise.resolve();
     metrics.accepted.inc();
-    const log = createConnectionLog(
-      logger,
-      peer,
-      {
-        onFinishable(finish) {
-          connection.finish = finish;
-          if (leaving) finish(new ProxyError('shutdown'), current.sessions.drainTimeoutMs);
-        },
-        onIdentity(asking, identity) {
-          exit();
-          newcomer = undefined;
-          connection.claim = { asking, identity };
-          // It may have been revoked while it was on its way.
-          endObjected('objection', [connection]);
-        },
-      },
-      ration,
-    );
     const arrival: Arrival = {
       async locate(stream, signal) {
         const address = await known.locate(stream, peer, signal);
@@ -220,20 +194,22 @@ export function createProxy(
         return address;
       },
     };
-    connections.add(connection);
-    connection.gone = serve(socket, arrival, context, counting.count(log)).finally(() => {
+    const log = counting.count(createConnectionLog(logger, peer, ration));
+    client = roster.enter(log, peer, () => {
       exit();
-      connections.delete(connection);
+      newcomer = undefined;
     });
-    return connection.gone;
+    return client.live(serve(socket, arrival, context, client)).finally(() => exit());
   };
 
   const take = (next: Config): void => {
     // Its parts would be nobody's to close.
-    if (leaving) throw refusal('is not taken: the proxy is shutting down');
+    if (phase === 'draining') throw refusal('is not taken: the proxy is shutting down');
+    const credentials = admin && next.admin && readCredentials(next.admin);
     const previous = generation;
     generation = createGeneration(next, house, previous);
     announce(metrics, next);
+    if (credentials !== undefined) admin?.setCredentials(credentials);
     origins = createOrigins(next.listen);
     own.setLimits(next.limits);
     generation.context.verifier.warm();
@@ -244,10 +220,9 @@ export function createProxy(
     logger.level = next.log.level;
     const changed = changedSettings(previous.config, next);
     const needsRestart = settingsThatNeedRestart(config, next);
-    if (admin?.hasOtherToken(next.admin)) needsRestart.push('admin.token');
     // Of several workers the primary says it, once for all.
     logger[shared === undefined ? 'info' : 'debug']({ event: 'reloaded', changed, needsRestart });
-    endObjected('objection');
+    roster.judge((...claim) => generation.objection(...claim));
   };
 
   const reload: Proxy['reload'] = (next) => {
@@ -261,10 +236,17 @@ export function createProxy(
   };
 
   const open = async (): Promise<Address> => {
-    const { host, port } = config.listen;
     generation.context.verifier.warm();
     unwatch = watchProcess(metrics);
-    // What there is once for all workers is the primary's: the port, and the endpoint for administrators.
+    // It answers while the rest is starting.
+    await openAdmin();
+    const address = await listenForClients();
+    if (phase === 'starting') phase = 'serving';
+    return address;
+  };
+
+  const listenForClients = async (): Promise<Address> => {
+    const { host, port } = config.listen;
     if (shared !== undefined) return shared.listen(onArrival);
     server = await listen(
       { host, port },
@@ -273,32 +255,41 @@ export function createProxy(
         logger.error({ event: 'accept_failed', cause: error.message });
       },
     );
-    if (config.admin !== undefined) {
-      const routes = createRoutes({
-        revoke(entry) {
-          generation.revocations.add(entry);
-          logger.info({ event: 'revoked', entry });
-        },
-        reload() {
-          if (readConfig === undefined) throw refusal('was not read from a file');
-          reload(readConfig);
-        },
-        metrics: readMetrics,
-      });
-      admin = await startAdmin(config.admin, routes, logger);
-    }
     return addressOf(server);
   };
 
+  const openAdmin = async (): Promise<void> => {
+    // What there is once for all workers is the primary's: the port, and the endpoint for administrators.
+    if (config.admin === undefined || shared !== undefined) return;
+    const routes = createRoutes({
+      readiness: () => overview.readiness(),
+      sessions: (query) => overview.sessions(query),
+      pools: async () => ({ pools: await overview.pools() }),
+      providers: () => ({ providers: overview.providers() }),
+      terminate: (selection) => ({ terminated: overview.terminate(selection) }),
+      reconnect: (upstream) => overview.reconnect(upstream),
+      drain: onDrainRequest ?? (() => void drain()),
+      revoke(entry) {
+        generation.revocations.add(entry);
+        logger.info({ event: 'revoked', entry });
+      },
+      reload() {
+        if (readConfig === undefined) throw refusal('was not read from a file');
+        reload(readConfig);
+      },
+      metrics: readMetrics,
+    });
+    admin = await startAdmin(config.admin, readCredentials(config.admin), routes, logger);
+  };
+
   const leave = async (graceMs: number): Promise<void> => {
-    leaving = true;
+    phase = 'draining';
     // What is about to listen must be there to be closed.
     await starting?.catch(() => {});
     const closed = new Promise<void>((resolve) =>
       server?.listening ? server.close(() => resolve()) : resolve(),
     );
-    for (const connection of connections) connection.finish(new ProxyError('shutdown'), graceMs);
-    await Promise.all([...connections].map(({ gone }) => gone));
+    await roster.leave(graceMs);
     await Promise.all([closed, admin?.close()]);
     for (const previous of retired.keys()) previous.closeVerifier();
     await Promise.all([generation.retire(), ...retired.values()]);
@@ -309,19 +300,21 @@ export function createProxy(
   const readMetrics: Proxy['metrics'] = async (accept) => render(await metrics.sample(), accept);
   metrics.onSample(() => {
     counting.collect();
-    const state = { connections: connections.size, clients, current: generation };
+    const state = { connections: roster.size, clients, current: generation };
     collectState(metrics, { ...state, retired: retired.keys() });
   });
 
+  const drain: Proxy['drain'] = () => leave(generation.config.sessions.drainTimeoutMs);
   return {
     start: () => (starting ??= open()),
     reload,
     revoke: (entry) => generation.revocations.add(entry),
-    drain: () => leave(generation.config.sessions.drainTimeoutMs),
+    drain,
     close: () => leave(0),
     metrics: readMetrics,
+    ...overview,
     counts: () => ({
-      connections: connections.size,
+      connections: roster.size,
       clients,
       upstreams: Object.fromEntries([...generation.pools].map(([id, pool]) => [id, pool.counts()])),
       limits: own.counts(),

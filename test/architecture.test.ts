@@ -17,12 +17,16 @@ const FILES = readdirSync(SRC, { recursive: true, encoding: 'utf8' })
 /** From the ground up: a file imports from layers below its own, and from its own folder. */
 const LAYERS: readonly (readonly RegExp[])[] = [
   [/^errors\.ts$/],
-  [/^(body|config(-\w+)?|crash|deadline|descriptors|exposure|log|metrics(-\w+)?|presets|tls-files|watch)\.ts$/],
+  [
+    /^(body|config(-\w+)?|crash|deadline|descriptors|exposure|log|metrics(-\w+)?|presets|tls-files|watch)\.ts$/,
+  ],
   [/^(wire|identity|limits|session-sql)\//],
   [/^(client|upstream|splice)\//],
   [/^renewal\.ts$/],
   [/^connection\.ts$/],
-  [/^(accept|admin)\//, /^(connection-(log|metrics)|generation|proxy-metrics)\.ts$/],
+  [/^(connection-(log|metrics)|inspection|proxy-metrics|readiness|roster)\.ts$/],
+  [/^generation\.ts$/],
+  [/^(accept|admin)\//, /^overview\.ts$/],
   [/^proxy\.ts$/],
   [/^workers\//],
   [/^cli\//],

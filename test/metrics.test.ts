@@ -268,7 +268,7 @@ describe('a session that a mistake of ours ends', () => {
     log.onWelcome(
       {} as Lease,
       () => {},
-      () => bytes,
+      () => ({ state: 'idle', bytes }),
     );
     log.onRefusal(mistake);
     log.onEnd(ended);

@@ -3,71 +3,80 @@
  *
  * What is answered is `routes.ts`, to whom `principal.ts`.
  */
-import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
+import { constants } from 'node:crypto';
+import { once } from 'node:events';
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
+import { createServer as createSecureServer, Server as HttpsServer } from 'node:https';
 import type { AddressInfo } from 'node:net';
+import { setTimeout as delay } from 'node:timers/promises';
 import { readBody } from '../body.ts';
 import type { Config } from '../config.ts';
-import { ConfigError, printable } from '../errors.ts';
+import { printable } from '../errors.ts';
 import { LogRation } from '../limits/log-ration.ts';
 import type { Logger } from '../log.ts';
-import {
-  assertNoPage,
-  assertPermitted,
-  permissionOf,
-  readCredentials,
-  type Credentials,
-} from './principal.ts';
+import { assertNoPage, assertPermitted, principalOf, type Credentials } from './principal.ts';
 import { Refusal, refusalOf, type AdminAnswer, type Route } from './routes.ts';
 
 /** An endpoint that listens. */
 export interface Admin {
   readonly port: number;
-  /** Whether this configuration has it ask for another token than it does. */
-  hasOtherToken(config: Config['admin']): boolean;
+  /** Asks for what this says from now on; a connection under way keeps its certificate. */
+  setCredentials(credentials: Credentials): void;
+  /** Lets answers under way be sent, for a second at most. */
   close(): Promise<void>;
 }
 
 const MAX_BODY_BYTES = 16_384;
 const REQUEST_TIMEOUT_MS = 5_000;
+// From the request's first byte until its answer has been taken: longer than any route needs, over all workers.
+const EXCHANGE_MS = 20_000;
 // How often those times are looked at; else Node does so twice a minute.
 const CHECK_MS = 1_000;
 const MAX_CONNECTIONS = 64;
 const REFUSALS_PER_MINUTE = 60;
+const GOODBYE_MS = 1_000;
 
-/** Listens. @throws the system's error when the address cannot be bound; {ConfigError} when the token cannot be read. */
+/**
+ * Listens; `credentials` are what `readCredentials` makes of the same configuration.
+ *
+ * @throws the system's error when the address cannot be bound.
+ */
 export async function startAdmin(
-  config: NonNullable<Config['admin']>,
+  { host, port }: Pick<NonNullable<Config['admin']>, 'host' | 'port'>,
+  credentials: Credentials,
   routes: readonly Route[],
   logger: Logger,
 ): Promise<Admin> {
-  const credentials = readCredentials(config);
+  let asked = credentials;
   const log = audit(logger);
-  const server = createServer(
-    {
-      requestTimeout: REQUEST_TIMEOUT_MS,
-      headersTimeout: REQUEST_TIMEOUT_MS,
-      connectionsCheckingInterval: CHECK_MS,
-    },
-    (request, response) => {
-      // Not to be had any more when the request has been broken off.
-      const address = request.socket.remoteAddress ?? '';
-      answer(request, routes, credentials).then(
-        (given) => {
-          log.note(request, address, given?.status ?? (given === undefined ? 204 : 200));
-          say(response, given);
-        },
-        (error: unknown) => {
-          const { status, message } = refusalOf(error) ?? new Refusal(500, 'internal error');
-          log.note(request, address, status);
-          say(response, { status, json: { problem: message } });
-        },
-      );
-    },
-  );
+  const exchanges = new Set<ServerResponse>();
+  const onRequest = (request: IncomingMessage, response: ServerResponse): void => {
+    // Not to be had any more when the request has been broken off.
+    const address = request.socket.remoteAddress ?? '';
+    exchanges.add(response);
+    // Whoever does not take the answer has it taken away.
+    const timer = setTimeout(() => request.socket.destroy(), EXCHANGE_MS);
+    response.once('close', () => {
+      clearTimeout(timer);
+      exchanges.delete(response);
+    });
+    answer(request, routes, asked).then(
+      (given) => {
+        log.note(request, address, given?.status ?? (given === undefined ? 204 : 200));
+        say(response, given);
+      },
+      (error: unknown) => {
+        const { status, message } = refusalOf(error) ?? new Refusal(500, 'internal error');
+        log.note(request, address, status);
+        say(response, { status, json: { problem: message } });
+      },
+    );
+  };
+  const server = createListener(asked, onRequest);
   server.maxConnections = MAX_CONNECTIONS;
   await new Promise<void>((resolve, reject) => {
     server.once('error', reject);
-    server.listen({ host: config.host, port: config.port }, () => {
+    server.listen({ host, port }, () => {
       server.off('error', reject);
       server.on('error', () => {});
       resolve();
@@ -75,16 +84,15 @@ export async function startAdmin(
   });
   return {
     port: (server.address() as AddressInfo).port,
-    hasOtherToken(next) {
-      try {
-        return next === undefined || readCredentials(next).token !== credentials.token;
-      } catch (error) {
-        if (error instanceof ConfigError) return true;
-        throw error;
-      }
+    setCredentials(next) {
+      asked = next;
+      if (next.tls !== undefined && server instanceof HttpsServer)
+        server.setSecureContext(next.tls);
     },
     async close() {
       const closed = new Promise((resolve) => server.close(resolve));
+      const said = [...exchanges].map((response) => once(response, 'close'));
+      await Promise.race([Promise.all(said), delay(GOODBYE_MS, undefined, { ref: false })]);
       server.closeAllConnections();
       await closed;
       log.close();
@@ -100,7 +108,8 @@ function audit(logger: Logger) {
   const ration = new LogRation(logger, () => REFUSALS_PER_MINUTE);
   return {
     note({ method, url = '' }: IncomingMessage, address: string, status: number): void {
-      const isRefused = status >= 400;
+      // That it is not ready is told by what makes it so.
+      const isRefused = status >= 400 && status !== 503;
       if (!isRefused && method === 'GET') return;
       if (isRefused && !ration.allows(address, `http_${status}`)) return;
       const path = printable(url.split('?')[0] ?? '');
@@ -110,19 +119,47 @@ function audit(logger: Logger) {
   };
 }
 
+function createListener(
+  { tls }: Credentials,
+  onRequest: (request: IncomingMessage, response: ServerResponse) => void,
+): Server | HttpsServer {
+  const times = {
+    requestTimeout: REQUEST_TIMEOUT_MS,
+    headersTimeout: REQUEST_TIMEOUT_MS,
+    connectionsCheckingInterval: CHECK_MS,
+  };
+  if (tls === undefined) return createServer(times, onRequest);
+  const server = createSecureServer(
+    {
+      ...times,
+      ...tls,
+      minVersion: 'TLSv1.2',
+      handshakeTimeout: REQUEST_TIMEOUT_MS,
+      // Attack A14: key exchange after key exchange.
+      secureOptions: constants.SSL_OP_NO_RENEGOTIATION,
+      requestCert: tls.ca !== undefined,
+      // Whoever has none is answered what is for all; `principal.ts` tells them apart.
+      rejectUnauthorized: false,
+    },
+    onRequest,
+  );
+  // A handshake that fails is the end of that connection and of nothing else.
+  return server.on('tlsClientError', (_, socket) => void socket.destroy());
+}
+
 /** @throws {Refusal}, and what the route throws. */
 async function answer(
   request: IncomingMessage,
   routes: readonly Route[],
   credentials: Credentials,
 ): Promise<AdminAnswer> {
-  const permission = permissionOf(request, credentials);
-  const url = new URL(request.url ?? '/', 'http://admin');
+  const principal = principalOf(request, credentials);
+  const url = urlOf(request);
   const found = find(routes, request.method, url.pathname);
   const route = found?.route ?? NO_ROUTE;
   // Whoever may not read need not know what there is.
-  assertPermitted(route, permission, credentials);
-  assertNoPage(request, route, credentials);
+  assertPermitted(route, principal, credentials);
+  assertNoPage(request, route, principal);
   if (found === undefined) {
     if (routes.some(({ path }) => match(path, url.pathname))) {
       throw new Refusal(405, `${request.method} is not for this path`);
@@ -135,9 +172,17 @@ async function answer(
     params: found.params,
     query: url.searchParams,
     accept: request.headers.accept,
-    mayRead: permission !== 'public',
+    mayRead: principal.permission !== 'public',
     json: () => parse(body),
   });
+}
+
+/** @throws {Refusal} 400 */
+function urlOf({ url = '/' }: IncomingMessage): URL {
+  if (!url.startsWith('/') || !URL.canParse(`http://admin${url}`)) {
+    throw new Refusal(400, 'the path is none');
+  }
+  return new URL(`http://admin${url}`);
 }
 
 /** What is asked of those who ask for what is not there. */
@@ -184,13 +229,25 @@ function parse(body: string): unknown {
 }
 
 function say(response: ServerResponse, given: AdminAnswer): void {
+  const headers = { ...SAFETY, connection: 'close' };
   if (given === undefined) {
-    response.writeHead(204, { connection: 'close' }).end();
+    response.writeHead(204, headers).end();
     return;
   }
+  const { status = 200 } = given;
   const [type, text] =
     'json' in given
       ? ['application/json', `${JSON.stringify(given.json)}\n`]
       : [given.type, given.text];
-  response.writeHead(given.status ?? 200, { 'content-type': type, connection: 'close' }).end(text);
+  const more = 'headers' in given ? given.headers : {};
+  response.writeHead(status, { ...headers, 'content-type': type, ...more }).end(text);
 }
+
+/** What is said here is nobody else's to keep, to guess the type of, to embed, or to run. */
+const SAFETY = {
+  'cache-control': 'no-store',
+  'content-security-policy': "default-src 'none'; frame-ancestors 'none'",
+  'cross-origin-resource-policy': 'same-origin',
+  'referrer-policy': 'no-referrer',
+  'x-content-type-options': 'nosniff',
+} as const;

@@ -1,54 +1,92 @@
 /**
- * Who asks something of the administrators' endpoint, and what they may therefore: by a bearer token, or on this machine.
+ * Who asks something of the administrators' endpoint, and what they may therefore: by a bearer token, a certificate, or on this machine.
  *
- * Answers nothing to a browser's page: what it sends carries an Origin, or says that it is of another site; and where there
- * is no token, a name of its own in Host, or a type that a form can have.
+ * Answers nothing to another site's page: what it sends carries an Origin, or says that it is of another site; and where
+ * nothing has to be shown, a name of its own in Host, or a type that a form can have.
  */
 import { createHash, timingSafeEqual } from 'node:crypto';
+import { readFileSync } from 'node:fs';
 import type { IncomingMessage } from 'node:http';
+import { createSecureContext, TLSSocket, type SecureContextOptions } from 'node:tls';
 import { readSecret, type Config } from '../config.ts';
 import { ConfigError } from '../errors.ts';
 import { isLoopback } from '../exposure.ts';
 import { Refusal, type Permission, type Route } from './routes.ts';
 
-/** What has to be shown. Neither, and whoever is on this machine may do anything. */
+/** What has to be shown. Nothing at all, and whoever is on this machine may do anything. */
 export interface Credentials {
   /** For whoever may change things. */
   readonly token: string | undefined;
   /** For whoever may only look. */
   readonly readToken: string | undefined;
+  /** Our certificate, and who signs those of administrators, who may change things. */
+  readonly tls: SecureContextOptions | undefined;
 }
 
-/** @throws {ConfigError} when a token cannot be read, or the two are the same. */
+/** @throws {ConfigError} when a token, certificate or key cannot be read or used, or the two tokens are the same. */
 export function readCredentials(config: NonNullable<Config['admin']>): Credentials {
   const token = config.token && readSecret(config.token, 'admin.token');
   const readToken = config.readToken && readSecret(config.readToken, 'admin.readToken');
   if (token !== undefined && token === readToken) {
     throw new ConfigError([{ path: 'admin.readToken', message: 'is the same as admin.token' }]);
   }
-  return { token, readToken };
+  return { token, readToken, tls: config.tls && readTls(config.tls) };
 }
 
-/** What this request may, as far as it shows who sends it. */
-export function permissionOf(request: IncomingMessage, credentials: Credentials): Permission {
-  const { token, readToken } = credentials;
-  if (token === undefined) return isForThisMachine(request) ? 'write' : 'public';
+function readTls({ certFile, keyFile, clientCaFile }: AdminTls): SecureContextOptions {
+  try {
+    const options = {
+      cert: readFileSync(certFile),
+      key: readFileSync(keyFile),
+      ...(clientCaFile !== undefined && { ca: readFileSync(clientCaFile) }),
+    };
+    createSecureContext(options);
+    return options;
+  } catch (error) {
+    const { code = 'unknown error' } = error as NodeJS.ErrnoException;
+    const message = `certificate or key cannot be used (${code})`;
+    throw new ConfigError([{ path: 'admin.tls', message }]);
+  }
+}
+
+type AdminTls = NonNullable<NonNullable<Config['admin']>['tls']>;
+
+/** Who asks. */
+export interface Principal {
+  readonly permission: Permission;
+  /** Whether a browser would show it for any page that asks, without anybody's doing. */
+  readonly ambient: boolean;
+}
+
+/** Whether nothing can be shown, so that being on this machine is enough. */
+function isOpen({ token, tls }: Credentials): boolean {
+  return token === undefined && tls?.ca === undefined;
+}
+
+/** Who sends this request, as far as it shows. */
+export function principalOf(request: IncomingMessage, credentials: Credentials): Principal {
+  const { token, readToken, tls } = credentials;
+  const as = (permission: Permission, ambient = false) => ({ permission, ambient });
+  if (isOpen(credentials)) return as(isForThisMachine(request) ? 'write' : 'public', true);
   const given = bearerOf(request);
-  if (isSame(given, token)) return 'write';
-  return readToken !== undefined && isSame(given, readToken) ? 'read' : 'public';
+  if (token !== undefined && isSame(given, token)) return as('write');
+  if (readToken !== undefined && isSame(given, readToken)) return as('read');
+  const { socket } = request;
+  const isCertified = tls?.ca !== undefined && socket instanceof TLSSocket && socket.authorized;
+  return isCertified ? as('write', true) : as('public');
 }
 
-/** @throws {Refusal} when whoever may do this much may not have this route's answer. */
+/** @throws {Refusal} when this principal may not have this route's answer. */
 export function assertPermitted(
   { permission: needed }: Pick<Route, 'permission'>,
-  permission: Permission,
-  { token }: Credentials,
+  { permission }: Principal,
+  credentials: Credentials,
 ): void {
   if (needed === 'public' || permission === 'write' || permission === needed) return;
   if (permission === 'read') {
     throw new Refusal(403, 'admin.readToken is for reading alone');
   }
-  if (token === undefined) {
+  if (isOpen(credentials)) {
     const problem = 'Host: must be a loopback address where admin.token is not configured';
     throw new Refusal(403, problem);
   }
@@ -57,19 +95,26 @@ export function assertPermitted(
 
 /** @throws {Refusal} when it is a page that asks, and not a person or a program. */
 export function assertNoPage(
-  { headers }: IncomingMessage,
+  { headers, method }: IncomingMessage,
   { takesBody }: Pick<Route, 'takesBody'>,
-  { token }: Credentials,
+  { ambient }: Principal,
 ): void {
   const site = headers['sec-fetch-site'];
   const isForeign = site !== undefined && site !== 'same-origin' && site !== 'none';
-  if (headers.origin !== undefined || isForeign) throw new Refusal(403, 'not for browsers');
-  if (token !== undefined) return;
+  // A link may be followed from anywhere: only the person who does so sees what is there.
+  const isVisit =
+    method === 'GET' &&
+    headers['sec-fetch-mode'] === 'navigate' &&
+    headers['sec-fetch-dest'] === 'document';
+  if (headers.origin !== undefined || (isForeign && !isVisit)) {
+    throw new Refusal(403, 'not for browsers');
+  }
+  if (!ambient) return;
   // What a page may send without asking is typed as a form's, or as text.
   const type = headers['content-type'];
   const fits = type === undefined ? takesBody !== true : /^application\/json\s*(;|$)/i.test(type);
   if (fits) return;
-  const problem = 'Content-Type: must be application/json where admin.token is not configured';
+  const problem = 'Content-Type: must be application/json where no token is sent';
   throw new Refusal(415, problem);
 }
 

@@ -9,6 +9,8 @@ export interface StopRequests extends Disposable {
   readonly requested: boolean;
   /** Asked again: whatever is still under way should end at once. */
   readonly second: Promise<void>;
+  /** Asks, as a signal does. */
+  request(): void;
 }
 
 /** Listens for these signals. Several of a kind count: Ctrl-C twice is two. */
@@ -25,6 +27,7 @@ export function stopRequests(signals: readonly NodeJS.Signals[]): StopRequests {
   return {
     first,
     second,
+    request: onSignal,
     get requested() {
       return requested;
     },

@@ -15,6 +15,7 @@ import { createLogger, type Logger } from '../log.ts';
 import { createProxy, type Proxy } from '../proxy.ts';
 import { MAX_WORKERS } from '../upstream/cancel.ts';
 import { watchFile } from '../watch.ts';
+import type { WorkersOptions } from '../workers/primary.ts';
 import { CommandError } from './failure.ts';
 import { stopRequests } from './signals.ts';
 import { createSupervisor } from './supervisor.ts';
@@ -63,6 +64,8 @@ export function startCommand(): Command {
       proxy = await createRunning(settings, workers, {
         logger,
         readConfig: () => loadConfig(config),
+        // Asked twice it is not to insist, as a second signal does.
+        onDrainRequest: () => void (stop.requested || stop.request()),
       });
       exitOnMistakes(logger, proxy.close);
       const onHangup = () => void onChange();
@@ -87,7 +90,7 @@ export function startCommand(): Command {
 async function createRunning(
   config: Config,
   workers: number,
-  options: { readonly logger: Logger; readonly readConfig: () => Config },
+  options: Omit<WorkersOptions, 'workers'>,
 ): Promise<Running> {
   if (workers === 1) return createProxy(config, options);
   // Whoever has a single process does without node:cluster.

@@ -37,6 +37,14 @@ export class PublishedKeys {
     return [...this.#byKid.keys()];
   }
 
+  /** The names of the keys, and what each may verify. */
+  describe(): { readonly kid: string | null; readonly algorithms: readonly string[] }[] {
+    return this.#keys.map(({ kid = null, byAlgorithm }) => ({
+      kid: kid === null ? null : printable(kid),
+      algorithms: [...byAlgorithm.keys()],
+    }));
+  }
+
   has(kid: string): boolean {
     return this.#byKid.has(kid);
   }

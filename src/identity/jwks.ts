@@ -42,6 +42,19 @@ export interface KeyState {
   readonly keys: number;
   /** How long ago they were last read, in ms; undefined while there are none. */
   readonly ageMs: number | undefined;
+  /** Where they come from: a URL or a file. */
+  readonly source: string;
+  /** Whether tokens can be verified by them now. */
+  readonly usable: boolean;
+  readonly published: ReturnType<PublishedKeys['describe']>;
+  /** In ms from now; negative for what is past. */
+  readonly times: {
+    readonly freshForMs: number;
+    readonly usableForMs: number;
+    readonly nextRefreshInMs: number;
+  };
+  /** Why the last attempt to read them failed, where it did. */
+  readonly lastError: string | undefined;
 }
 
 /** What `find` found, and the state of the issuer in which it did. */
@@ -124,11 +137,24 @@ export class KeySet {
 
   /** What is at hand now. */
   get state(): KeyState {
+    const now = this.#now();
     return {
       provider: this.#id,
       issuer: this.#provider.issuer,
       keys: this.#keys?.size ?? 0,
-      ageMs: this.#readAt === undefined ? undefined : this.#now() - this.#readAt,
+      ageMs: this.#readAt === undefined ? undefined : now - this.#readAt,
+      source: this.#source.location,
+      usable:
+        this.#keys !== undefined &&
+        // A file is read again when somebody logs in.
+        (now < this.#usableUntil || (!this.#source.remote && this.#lastFailure === undefined)),
+      published: this.#keys?.describe() ?? [],
+      times: {
+        freshForMs: this.#freshUntil - now,
+        usableForMs: this.#usableUntil - now,
+        nextRefreshInMs: Math.max(this.#refreshAt, this.#ration.nextAt) - now,
+      },
+      lastError: this.#lastFailure?.message,
     };
   }
 

@@ -21,6 +21,8 @@ export interface PublishedText {
 export interface KeySource {
   /** Whether asking costs somebody else something: then it is rationed, and done ahead of time, behind the logins. */
   readonly remote: boolean;
+  /** The URL or the file. */
+  readonly location: string;
   /** @throws {Error} with a sentence for the log, or the signal's reason. */
   load(signal: AbortSignal): Promise<PublishedText>;
 }
@@ -29,6 +31,7 @@ export interface KeySource {
 export function remoteKeys(uri: string, config: JwksConfig, lookup?: LookupFunction): KeySource {
   return {
     remote: true,
+    location: uri,
     async load(signal) {
       const { text, headers } = await download(uri, {
         signal,
@@ -46,6 +49,7 @@ export function remoteKeys(uri: string, config: JwksConfig, lookup?: LookupFunct
 export function fileKeys(file: string, { fileCheckMs, maxBytes }: JwksConfig): KeySource {
   return {
     remote: false,
+    location: file,
     async load(signal) {
       const found = await stat(file);
       // A pipe or a device would be read for ever.

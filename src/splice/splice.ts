@@ -59,11 +59,16 @@ export interface SpliceOptions {
   readonly onMistake?: (thrown: unknown) => ProxyError;
 }
 
+/** How far a session is. */
+export interface Progress extends Pick<Outcome, 'bytes'> {
+  readonly state: Traffic['state'];
+}
+
 /** A splice under way. */
 export interface Splice {
   readonly done: Promise<Outcome>;
-  /** What it has passed on so far. */
-  bytes(): Outcome['bytes'];
+  /** What it is doing, and has passed on so far. */
+  progress(): Progress;
   /** Gives the client a message of ours, whole frames, as soon as the upstream's are not cut by it. */
   say(frames: Buffer): void;
   /** Ends it with `error` as soon as the session is idle, or after `graceMs` whatever it does. The first error counts, and the shortest grace. */
@@ -75,7 +80,7 @@ export function splice(client: Peer, upstream: Peer, options: SpliceOptions = {}
   const running = new RunningSplice(client, upstream, options);
   return {
     done: running.done,
-    bytes: () => running.bytes,
+    progress: () => running.progress,
     finish: (error, graceMs) => running.guard(() => running.finish(error, graceMs)),
     say: (frames) => running.guard(() => running.say(frames)),
   };
@@ -148,7 +153,11 @@ class RunningSplice {
     this.#listen();
   }
 
-  get bytes(): Outcome['bytes'] {
+  get progress(): Progress {
+    return { state: this.#traffic.state, bytes: this.#bytes };
+  }
+
+  get #bytes(): Outcome['bytes'] {
     return { clientToUpstream: this.#toUpstream.bytes, upstreamToClient: this.#toClient.bytes };
   }
 
@@ -340,7 +349,7 @@ class RunningSplice {
         (this.#traffic.busy || this.#screen?.holding === true) &&
         !this.#upstream.stream.destroyed &&
         !this.#upstream.stream.readableEnded,
-      bytes: this.bytes,
+      bytes: this.#bytes,
     });
   }
 

@@ -10,6 +10,12 @@ import { BACKEND } from '../wire/backend.ts';
 import { FRONTEND } from '../wire/frontend.ts';
 import { FrameWalker } from './frames.ts';
 
+const STATES = {
+  I: 'idle',
+  T: 'idle in transaction',
+  E: 'idle in transaction (aborted)',
+} as const;
+
 /** Both directions of one session. */
 export class Traffic {
   /** Bytes from the client. */
@@ -54,6 +60,12 @@ export class Traffic {
   /** Whether the backend may be working on something, or waits for the rest of a frame. */
   get busy(): boolean {
     return this.#unanswered > 0 || this.#unsynced || this.#copyingIn || !this.fromClient.atBoundary;
+  }
+
+  /** The same in one word of `pg_stat_activity.state`; what counts there as idle may here be active still. */
+  get state(): 'active' | 'idle' | 'idle in transaction' | 'idle in transaction (aborted)' {
+    if (this.busy) return 'active';
+    return STATES[this.#status];
   }
 
   /**

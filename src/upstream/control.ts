@@ -55,6 +55,8 @@ export interface Control {
   terminate(backend: Backend): Promise<void>;
   /** Whether a slot's role has settings of its own, which hold for whoever logs in with it next, or attributes that keep everybody out. */
   isSpoilt(slot: string): Promise<boolean>;
+  /** Connects, unless there is a connection, and has it answer. */
+  ping(): Promise<void>;
   /** Removes what dead backends left behind. */
   sweep(): Promise<void>;
   /** Gives this connection, and those after it, another name in pg_stat_activity. */
@@ -200,6 +202,9 @@ export function createControl(
       const result = await query(IS_SPOILT, [slot]);
       return (result.rows[0] as { spoilt: boolean }).spoilt;
     },
+    async ping() {
+      await query(PING, []);
+    },
     async sweep() {
       // Only for housekeeping: it must not be the reason to connect.
       if (current !== undefined) await query(SWEEP, []);
@@ -302,6 +307,7 @@ const NEIGHBOURS: Statement = {
     ' and a.datname operator(pg_catalog.=) pg_catalog.current_database()' +
     ' and a.pid operator(pg_catalog.<>) pg_catalog.pg_backend_pid()',
 };
+const PING: Statement = { name: 'pgjot_ping', text: 'select 1' };
 const SWEEP: Statement = { name: 'pgjot_sweep', text: 'select pgjot.sweep()' };
 
 /** What `promise` resolves with in this time; `undefined` when it fails or takes longer. Never throws. */

@@ -18,6 +18,11 @@ export class Patience {
   #openUntil = 0;
   #lastError: unknown;
 
+  /** Whether whoever comes hears at once what the last ones heard. */
+  get open(): boolean {
+    return performance.now() < this.#openUntil;
+  }
+
   /**
    * What `attempt` brings, tried again for `forMs` while the server is not there.
    *
@@ -26,7 +31,7 @@ export class Patience {
   async try<T>(forMs: number, signal: AbortSignal, attempt: () => Promise<T>): Promise<T> {
     const deadline = performance.now() + forMs;
     for (let tries = 0; ; tries++) {
-      if (performance.now() < this.#openUntil) throw this.#lastError;
+      if (this.open) throw this.#lastError;
       // After the circuit was open one attempt tells whether it was long enough.
       const isProbe = this.#failures >= FAILURES_TO_OPEN;
       try {

@@ -78,10 +78,31 @@ export interface Pool {
   ): Promise<Lease>;
   /** How many slots of each role are in which state. */
   counts(): Readonly<Record<string, SlotCounts>>;
+  /** What there is, for administrators. */
+  state(): PoolState;
+  /** Has the control connection answer. Throws as `acquire`, when it cannot be had. */
+  ping(): Promise<void>;
+  /**
+   * Sees to it that every login from now on gets a session that was opened later: those that wait are closed, those in use
+   * when their client leaves. Returns how many of them there are.
+   */
+  reconnect(): { readonly closed: number; readonly inUse: number };
   /** Keeps no session and no slot from now on: others are to lease them. Sessions that are in use go on. */
   retire(): void;
   /** Waits for the sessions that are being released, then ends the control connection. */
   close(): Promise<void>;
+}
+
+/** A pool as administrators see it. */
+export interface PoolState {
+  /** Open while logins give up at once, because the last ones waited in vain. */
+  readonly circuit: 'open' | 'closed';
+  readonly roles: Readonly<
+    Record<
+      string,
+      { readonly counts: SlotCounts; readonly quarantined: ReadonlyMap<string, number> }
+    >
+  >;
 }
 
 /** Who hears of logins, of slots that users have spoilt, of lookups that failed, and of a server that is elsewhere. */
@@ -140,6 +161,7 @@ class UpstreamPool implements Pool {
   readonly #upstream: UpstreamConfig;
   readonly #control: Control;
   readonly #mode: SessionMode;
+  readonly #patience = new Patience();
   readonly #lookup: Lookup | undefined;
   readonly #healing: Healing | undefined;
   readonly #roles: ReadonlyMap<string, RolePool>;
@@ -187,6 +209,31 @@ class UpstreamPool implements Pool {
     return Object.fromEntries([...this.#roles].map(([role, pool]) => [role, pool.counts()]));
   }
 
+  state(): PoolState {
+    const roles = [...this.#roles].map(([role, pool]) => [
+      role,
+      { counts: pool.counts(), quarantined: pool.quarantined },
+    ]);
+    return {
+      circuit: this.#patience.open ? 'open' : 'closed',
+      roles: Object.fromEntries(roles) as PoolState['roles'],
+    };
+  }
+
+  ping(): Promise<void> {
+    return this.#track(this.#control.ping());
+  }
+
+  reconnect(): { readonly closed: number; readonly inUse: number } {
+    const sum = { closed: 0, inUse: 0 };
+    this.#eachRole((role) => {
+      const { closed, inUse } = role.reconnect();
+      sum.closed += closed;
+      sum.inUse += inUse;
+    });
+    return sum;
+  }
+
   retire(): void {
     if (!this.#retired.signal.aborted) {
       this.#retired.abort(new ProxyError('draining'));
@@ -215,7 +262,7 @@ class UpstreamPool implements Pool {
       upstream,
       control: this.#control,
       mode: this.#mode,
-      patience: new Patience(),
+      patience: this.#patience,
       lastEntry: { at: Number.NEGATIVE_INFINITY },
       healing: this.#healing,
       onQuarantine: listener.onQuarantine,

@@ -65,6 +65,8 @@ export class RolePool {
   readonly #demand = new Demand();
   readonly #maxSpares: number;
   #sparesComing = 0;
+  /** How often it has been told to reconnect: sessions of earlier eras serve nobody else. */
+  #era = 0;
 
   constructor(role: string, around: Surroundings) {
     const { pool, roles } = around.upstream;
@@ -134,12 +136,21 @@ export class RolePool {
       const keeping = { slots: this.#slots, key, role: this.#role, forAnybody };
       const kept = await keep(entered, keeping, departure, control);
       if (retired.aborted) this.retire();
+      // It may have been told to reconnect while that session was being reset.
+      this.#slots.evict((one) => one.era !== this.#era);
       if (kept) return;
     }
     await leave(entered, control, departure.busy);
     this.#around.crowd.onRoom();
     // A successor may need its slot.
     if (retired.aborted) this.#slots.giveBack();
+  }
+
+  /** Has every login from now on get a session of its own era. Returns how many of earlier ones there are. */
+  reconnect(): { readonly closed: number; readonly inUse: number } {
+    this.#era++;
+    const inUse = this.#slots.counts().busy;
+    return { closed: this.#slots.evict(() => true), inUse };
   }
 
   /** Closes what waits for a next user, and gives the free slots back. */
@@ -192,6 +203,10 @@ export class RolePool {
     return this.#slots.counts();
   }
 
+  get quarantined(): ReadonlyMap<string, number> {
+    return this.#slots.quarantined;
+  }
+
   get connections(): number {
     return this.#slots.connections;
   }
@@ -206,11 +221,13 @@ export class RolePool {
   #door(wanted: Wanted, settings: string, deadline: number): Omit<Door, 'request'> {
     const { open, crowd, mode, control, onQuarantine, areSecretsRefused, lastEntry, healing } =
       this.#around;
+    // From before it logs in: what it logs in with may be an earlier era's still.
+    const era = this.#era;
     return {
       open: (slot, signal) => crowd.enter(deadline, signal, () => open(wanted, slot, signal)),
       deadline,
       greet: (connection, signal) => mode.greet(connection, signal),
-      describe: (connection, backend) => this.#newborn(connection, backend, settings),
+      describe: (connection, backend) => this.#newborn(connection, backend, settings, era),
       control,
       onQuarantine,
       areSecretsRefused,
@@ -219,16 +236,17 @@ export class RolePool {
     };
   }
 
-  #newborn(connection: UpstreamConnection, backend: Hello, settings: string): Session {
+  #newborn(connection: UpstreamConnection, backend: Hello, settings: string, era: number): Session {
     const { upstream } = this.#around;
     const { processId, secretKey } = connection;
     const oldAt = performance.now() + jittered(upstream.pool.lifetimeMs);
     const cancelTarget = { upstream, processId, secretKey };
-    const state = { identity: undefined, keptUntil: oldAt, used: false, unwatch: () => {} };
+    const state = { identity: undefined, keptUntil: oldAt, era, used: false, unwatch: () => {} };
     return { connection, backend, cancelTarget, settings, oldAt, ...state };
   }
 
-  #isWorthKeeping({ oldAt }: Session, key: string): boolean {
+  #isWorthKeeping({ oldAt, era }: Session, key: string): boolean {
+    if (era !== this.#era) return false;
     return !this.#around.retired.aborted && performance.now() < oldAt && this.#slots.wouldUse(key);
   }
 
@@ -265,10 +283,11 @@ export class RolePool {
     const opening = this.#door(wanted, settings, 0);
     const door = { ...opening, request: { keys: [], spare: key }, deadline };
     const entered = await patience.try(0, retired, () => enter(this.#slots, door, retired));
-    const { connection, backend } = entered.session;
+    const { connection, backend, era } = entered.session;
     try {
       await mode.rehearse?.(connection, backend, retired);
       retired.throwIfAborted();
+      if (era !== this.#era) throw new ProxyError('upstream_lost');
       shelve(entered, this.#slots, key);
     } catch (error) {
       await leave(entered, control, false);

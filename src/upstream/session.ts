@@ -38,6 +38,8 @@ export interface Session {
   keptUntil: number;
   /** Whom it belongs to as far as SQL is concerned; undefined for nobody, and where that is not certain. */
   identity: SessionIdentity | undefined;
+  /** How often the pool had been told to reconnect before it was logged in. */
+  readonly era: number;
   /** Whether somebody has had it. */
   used: boolean;
   /** Ends the watch over its connection, while it is kept for its next user. */

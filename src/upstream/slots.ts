@@ -108,8 +108,8 @@ export class Slots<Session> {
   readonly #options: SlotOptions<Session>;
   readonly #vacant: string[] = [];
   readonly #idle = new Shelf<Session>();
-  /** Until when, by the wall clock. */
-  readonly #quarantined = new Map<string, number>();
+  /** Those that are put aside, and until when, in ms since the epoch. */
+  readonly quarantined = new Map<string, number>();
   readonly #waiters: Waiters<Slot<Session>>;
   readonly #busy = new Set<string>();
   /** How many busy ones will probably come back under a key. */
@@ -192,7 +192,7 @@ export class Slots<Session> {
   forget(): void {
     this.#generation++;
     this.#vacant.length = 0;
-    this.#quarantined.clear();
+    this.quarantined.clear();
   }
 
   counts(): SlotCounts {
@@ -200,7 +200,7 @@ export class Slots<Session> {
       free: this.#vacant.length,
       idle: this.#idle.size,
       busy: this.#busy.size,
-      quarantined: this.#quarantined.size,
+      quarantined: this.quarantined.size,
       waiting: this.#waiters.size,
     };
   }
@@ -306,7 +306,7 @@ export class Slots<Session> {
       keep: (kept, key) => end(() => this.#idle.put(name, { session: kept, key, leasedIn })),
       quarantine: (ms) => {
         const until = Date.now() + ms;
-        end(ifStillLeased(() => this.#quarantined.set(name, until)));
+        end(ifStillLeased(() => this.quarantined.set(name, until)));
         return () => this.#endQuarantine(name, until);
       },
     };
@@ -314,8 +314,8 @@ export class Slots<Session> {
 
   #endQuarantine(name: string, until: number): void {
     // It may be over already, or its lease lost.
-    if (this.#quarantined.get(name) !== until) return;
-    this.#quarantined.delete(name);
+    if (this.quarantined.get(name) !== until) return;
+    this.quarantined.delete(name);
     this.#vacate(name);
     this.serve();
   }
@@ -365,7 +365,7 @@ export class Slots<Session> {
       this.#vacant.includes(name) ||
       this.#idle.has(name) ||
       this.#busy.has(name) ||
-      this.#quarantined.has(name)
+      this.quarantined.has(name)
     );
   }
 
@@ -377,8 +377,8 @@ export class Slots<Session> {
   /** The slots whose quarantine is over. */
   #recovered(): string[] {
     const now = Date.now();
-    const names = [...this.#quarantined].filter(([, until]) => until <= now).map(([name]) => name);
-    for (const name of names) this.#quarantined.delete(name);
+    const names = [...this.quarantined].filter(([, until]) => until <= now).map(([name]) => name);
+    for (const name of names) this.quarantined.delete(name);
     return names;
   }
 

@@ -95,6 +95,29 @@ export class Crew {
     return answers;
   }
 
+  /** What each worker answers, by number, and who has not in time. Of those that have not started nothing is asked. */
+  async poll(
+    order: Order,
+    ms: number,
+  ): Promise<{
+    readonly answers: readonly { readonly worker: number; readonly value: unknown }[];
+    readonly unanswered: readonly number[];
+  }> {
+    const [answers, unanswered] = [[] as { worker: number; value: unknown }[], [] as number[]];
+    const ask = async (member: Member) => {
+      const worker = member.number;
+      try {
+        const value = await member.ask(order, ms);
+        if (value !== undefined) answers.push({ worker, value });
+      } catch {
+        unanswered.push(worker);
+      }
+    };
+    await Promise.all([...this.#members.values()].map(ask));
+    answers.sort((one, other) => one.worker - other.worker);
+    return { answers, unanswered: unanswered.toSorted((one, other) => one - other) };
+  }
+
   /** Has every worker end, at once or when its sessions have; resolves when none is left. Those that hang are ended. */
   async end(how: 'drain' | 'close'): Promise<void> {
     this.#running = false;

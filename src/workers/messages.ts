@@ -9,6 +9,7 @@ import type { Config } from '../config.ts';
 import { ConfigError, type ConfigProblem } from '../errors.ts';
 import type { Revocation } from '../identity/revocations.ts';
 import type { LimitNote, LimitQuestion } from './ledger.ts';
+import type { SessionQuery, SessionSelection } from '../roster.ts';
 
 /** The first message to a worker, in answer to its `hello`. */
 export interface Start {
@@ -52,6 +53,12 @@ export type Order =
   | { readonly what: 'revoke'; readonly entry: unknown }
   | { readonly what: 'counts' }
   | { readonly what: 'metrics' }
+  | { readonly what: 'readiness' }
+  | { readonly what: 'sessions'; readonly query: SessionQuery }
+  | { readonly what: 'pools' }
+  | { readonly what: 'providers' }
+  | { readonly what: 'terminate'; readonly selection: SessionSelection }
+  | { readonly what: 'reconnect'; readonly upstream: string }
   | CancelOrder;
 
 /** A cancel request that came to another worker than the key's own. */

@@ -10,6 +10,7 @@ import type { Server, Socket } from 'node:net';
 import { createOrigins } from '../accept/origin.ts';
 import { addressOf, listen, type Address } from '../accept/tcp.ts';
 import { startAdmin, type Admin } from '../admin/endpoint.ts';
+import { readCredentials } from '../admin/principal.ts';
 import { createRoutes } from '../admin/routes.ts';
 import { changedSettings, settingsThatNeedRestart, type Config } from '../config.ts';
 import { ConfigError } from '../errors.ts';
@@ -28,6 +29,7 @@ import { Dispatch } from './dispatch.ts';
 import { FleetMetrics } from './fleet-metrics.ts';
 import { LedgerDesk } from './ledger.ts';
 import { assertShareable, shareOf } from './share.ts';
+import { createSurvey } from './survey.ts';
 
 /** What all workers together have in use, as `Proxy.counts` says it of one. */
 export type Counts = ReturnType<Proxy['counts']>;
@@ -48,6 +50,8 @@ export interface WorkersOptions {
   readonly logger: Logger;
   /** Reads the configuration again, for administrators who ask for that. @throws {ConfigError} */
   readonly readConfig: () => Config;
+  /** An administrator wants the proxy to end as SIGTERM ends it. */
+  readonly onDrainRequest: () => void;
 }
 
 // A cancel may wait for one before it, and PostgreSQL has ten seconds for each.
@@ -60,14 +64,14 @@ const CANCEL_MS = 25_000;
  */
 export function createWorkers(
   first: Config,
-  { workers, logger, readConfig }: WorkersOptions,
+  { workers, logger, readConfig, onDrainRequest }: WorkersOptions,
 ): Workers {
   assertUsable(first, workers, logger);
   let config = first;
   let server: Server | undefined;
   let admin: Admin | undefined;
   let starting: Promise<Address> | undefined;
-  let leaving = false;
+  let phase: 'starting' | 'serving' | 'draining' = 'starting';
   let unwatch: (() => void) | undefined;
   const metrics = createMetrics();
   const revocations = new Revocations(undefined, [], {
@@ -102,7 +106,7 @@ export function createWorkers(
         return owner?.ask(question, CANCEL_MS).catch(() => false);
       },
       onGone(member) {
-        if (!leaving) metrics.workersLost.inc();
+        if (phase !== 'draining') metrics.workersLost.inc();
         fleet.onGone(member);
         dispatch.remove(member);
         desk.onGone(member);
@@ -123,13 +127,15 @@ export function createWorkers(
   };
 
   const take = async (next: Config): Promise<void> => {
-    if (leaving) {
+    if (phase === 'draining') {
       const message = 'is not taken: the proxy is shutting down';
       throw new ConfigError([{ path: '(top level)', message }]);
     }
     assertUsable(next, workers, logger);
     const changed = changedSettings(config, next);
+    const credentials = admin && next.admin && readCredentials(next.admin);
     config = next;
+    if (credentials !== undefined) admin?.setCredentials(credentials);
     logger.level = next.log.level;
     origins = createOrigins(next.listen);
     ledger.setLimits(next.limits);
@@ -138,7 +144,6 @@ export function createWorkers(
       config: shareOf(next, worker, workers),
     }));
     const needsRestart = settingsThatNeedRestart(first, next);
-    if (admin?.hasOtherToken(next.admin)) needsRestart.push('admin.token');
     logger.info({ event: 'reloaded', changed, needsRestart });
   };
 
@@ -161,6 +166,8 @@ export function createWorkers(
 
   const open = async (): Promise<Address> => {
     const { host, port } = config.listen;
+    // It answers while the rest is starting.
+    await openAdmin();
     server = await listen(
       { host, port },
       onArrival,
@@ -169,19 +176,24 @@ export function createWorkers(
     );
     unwatch = watchProcess(metrics);
     await crew.start();
-    if (config.admin !== undefined) {
-      const routes = createRoutes({
-        revoke,
-        reload: () => reload(readConfig),
-        metrics: readMetrics,
-      });
-      admin = await startAdmin(config.admin, routes, logger);
-    }
+    if (phase === 'starting') phase = 'serving';
     return address();
   };
 
+  const openAdmin = async (): Promise<void> => {
+    if (config.admin === undefined) return;
+    const routes = createRoutes({
+      ...createSurvey(crew, { phase: () => phase, config: () => config }),
+      drain: onDrainRequest,
+      revoke,
+      reload: () => reload(readConfig),
+      metrics: readMetrics,
+    });
+    admin = await startAdmin(config.admin, readCredentials(config.admin), routes, logger);
+  };
+
   const leave = async (how: 'drain' | 'close'): Promise<void> => {
-    leaving = true;
+    phase = 'draining';
     // What is about to listen must be there to be closed.
     await starting?.catch(() => {});
     // It waits for clients that other processes serve; they are waited for by themselves.

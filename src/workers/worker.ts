@@ -146,6 +146,18 @@ async function obey(order: Order): Promise<unknown> {
       return proxy?.counts();
     case 'metrics':
       return sample?.();
+    case 'readiness':
+      return proxy?.readiness();
+    case 'sessions':
+      return proxy?.sessions(order.query);
+    case 'pools':
+      return proxy?.pools();
+    case 'providers':
+      return proxy?.providers();
+    case 'terminate':
+      return proxy?.terminate(order.selection);
+    case 'reconnect':
+      return proxy?.reconnect(order.upstream);
     case 'cancel': {
       const { processId, secretKey } = order;
       return cancels?.forward({ processId, secretKey: Buffer.from(secretKey) });

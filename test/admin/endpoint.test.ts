@@ -8,37 +8,28 @@ import { once } from 'node:events';
 import { pino } from 'pino';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { startAdmin, type Admin } from '../../src/admin/endpoint.ts';
-import { createRoutes, type Operations } from '../../src/admin/routes.ts';
+import { readCredentials } from '../../src/admin/principal.ts';
+import { createRoutes } from '../../src/admin/routes.ts';
 import { parseConfig, type ConfigInput } from '../../src/config.ts';
 import { ConfigError } from '../../src/errors.ts';
 import { until } from '../support/stack.ts';
+import { recording } from './recording.ts';
 
 const TOKEN = 'an-administrators-token-of-32-characters';
 
 let folder: string;
 let admin: Admin;
-const start = (
-  config: Parameters<typeof startAdmin>[0],
-  operations: Omit<Operations, 'metrics'>,
-) => {
-  const metrics = async (accept?: string) => ({ contentType: 'text/x', text: `as ${accept}` });
-  return startAdmin(config, createRoutes({ ...operations, metrics }), pino({ level: 'silent' }));
-};
+const SILENT = pino({ level: 'silent' });
+const start = (config: Parameters<typeof readCredentials>[0], heard: unknown[]) =>
+  startAdmin(config, readCredentials(config), createRoutes(recording(heard)), SILENT);
 const heard: unknown[] = [];
-let wrong: ConfigError | undefined;
 
 beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'pgjot-admin-'));
   await writeFile(join(folder, 'token'), TOKEN);
   admin = await start(
     { host: '127.0.0.1', port: 0, token: { file: join(folder, 'token') } },
-    {
-      revoke: (entry) => void heard.push(entry),
-      reload() {
-        if (wrong !== undefined) throw wrong;
-        heard.push('reload');
-      },
-    },
+    heard,
   );
 });
 afterAll(async () => {
@@ -104,15 +95,22 @@ describe('the endpoint', () => {
     expect(heard).toEqual([]);
   });
 
-  it('tells whether its token is another by now, or cannot be read', async () => {
-    const file = join(folder, 'rotated');
-    const config = { host: '127.0.0.1', port: 0, token: { file } };
-    expect(admin.hasOtherToken(config)).toBe(true);
-    await writeFile(file, TOKEN);
-    expect(admin.hasOtherToken(config)).toBe(false);
-    await writeFile(file, TOKEN.toUpperCase());
-    expect(admin.hasOtherToken(config)).toBe(true);
-    expect(admin.hasOtherToken(undefined)).toBe(true);
+  it('asks for another token from when it is told to', async () => {
+    const other = await start(
+      { host: '127.0.0.1', port: 0, token: { file: join(folder, 'token') } },
+      [],
+    );
+    const status = async (token: string) => {
+      const headers = { authorization: `Bearer ${token}` };
+      return (await fetch(`http://127.0.0.1:${other.port}/sessions`, { headers })).status;
+    };
+    const next = 'the-token-of-tomorrow-of-32-characters';
+
+    expect([await status(TOKEN), await status(next)]).toEqual([200, 401]);
+    other.setCredentials({ token: next, readToken: undefined, tls: undefined });
+    expect([await status(TOKEN), await status(next)]).toEqual([401, 200]);
+
+    await other.close();
   });
 
   it('ends a request that does not go on, and drops whom it has no room for', async () => {
@@ -135,13 +133,18 @@ describe('the endpoint', () => {
   }, 20_000);
 
   it('says what is wrong with a configuration', async () => {
-    wrong = new ConfigError([{ path: 'upstreams.main.host', message: 'is wrong' }]);
+    const reload = () => {
+      throw new ConfigError([{ path: 'upstreams.main.host', message: 'is wrong' }]);
+    };
+    const config = { host: '127.0.0.1', port: 0 };
+    const routes = createRoutes({ ...recording([]), reload });
+    const other = await startAdmin(config, readCredentials(config), routes, SILENT);
 
-    expect(await ask('/reload')).toEqual({
-      status: 422,
-      text: '{"problem":"upstreams.main.host: is wrong"}\n',
-    });
-    wrong = undefined;
+    const response = await fetch(`http://127.0.0.1:${other.port}/reload`, { method: 'POST' });
+
+    expect(response.status).toBe(422);
+    expect(await response.json()).toEqual({ problem: 'upstreams.main.host: is wrong' });
+    await other.close();
   });
 
   it('gives metrics in the format that is asked for, as the type that they have', async () => {
@@ -156,10 +159,7 @@ describe('the endpoint', () => {
   });
 
   it('closes although somebody holds a connection', async () => {
-    const other = await start(
-      { host: '127.0.0.1', port: 0 },
-      { revoke: () => {}, reload: () => {} },
-    );
+    const other = await start({ host: '127.0.0.1', port: 0 }, []);
     const held = connect(other.port, '127.0.0.1');
     await once(held, 'connect');
     held.on('error', () => {});
@@ -176,10 +176,7 @@ describe('the endpoint without a token', () => {
   let open: Admin;
   const asked: unknown[] = [];
   beforeAll(async () => {
-    open = await start(
-      { host: '127.0.0.1', port: 0 },
-      { revoke: (entry) => void asked.push(entry), reload: () => void asked.push('reload') },
-    );
+    open = await start({ host: '127.0.0.1', port: 0 }, asked);
   });
   afterAll(() => open?.close());
 
@@ -272,7 +269,7 @@ describe('a configuration of it', () => {
 
   it('needs a token where the address is not loopback', () => {
     expect(() => configured({ host: '0.0.0.0' })).toThrow(
-      'admin.token: is missing: 0.0.0.0 is not a loopback address',
+      'admin.token: or admin.tls.clientCaFile is missing: 0.0.0.0 is not a loopback address',
     );
     expect(configured({ host: '0.0.0.0', token: { env: 'T' } }).admin).toMatchObject({
       port: 9187,

@@ -198,6 +198,7 @@ function control(): { bound: unknown[]; control: Control } {
     bound,
     control: {
       bind: async (...given) => void bound.push(given),
+      ping: () => Promise.resolve(),
       lease: unused,
       greet: unused,
       giveBack: unused,
