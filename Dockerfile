@@ -14,8 +14,13 @@ RUN npm ci --ignore-scripts
 COPY tsconfig.json tsconfig.build.json proxy.config.schema.json ./
 COPY scripts scripts
 COPY src src
-# Afresh rather than pruned: a prune leaves the folders of what it removes.
-RUN npm run build && npm ci --ignore-scripts --omit=dev --omit=optional
+# Afresh rather than pruned: a prune leaves the folders of what it removes. Then what Node never loads goes: types, maps, prose,
+# and the sources of what is compiled.
+RUN npm run build && npm ci --ignore-scripts --omit=dev --omit=optional \
+  && find dist node_modules -type f \( -name '*.ts' -o -name '*.cts' -o -name '*.mts' -o -name '*.map' -o -iname '*.md' \
+    -o -name '*.zip' -o -name '*.html' -o -name '*.yml' -o -name .tsbuildinfo \) -delete \
+  && find node_modules -type d \( -name test -o -name tests -o -name benchmarks -o -name coverage \) -prune -exec rm -r {} + \
+  && find dist node_modules -type d -empty -delete
 
 FROM node:24-bookworm-slim
 ENV NODE_ENV=production
@@ -23,12 +28,12 @@ WORKDIR /pgjot
 COPY --from=build /build/package.json /build/proxy.config.schema.json ./
 COPY --from=build /build/node_modules node_modules
 COPY --from=build /build/dist dist
+RUN ln -s /pgjot/dist/cli/main.js /usr/local/bin/pgjot
 # The image's own unprivileged user; nothing under /pgjot is writable for it.
 USER node
 EXPOSE 6432
 STOPSIGNAL SIGTERM
-# PGJOT_PORT where `listen.port` is not 6432.
-HEALTHCHECK --interval=10s --timeout=3s --start-period=5s \
-  CMD ["node", "-e", "require('node:net').connect(process.env.PGJOT_PORT ?? 6432, '127.0.0.1').on('connect', () => process.exit(0)).on('error', () => process.exit(1))"]
-ENTRYPOINT ["node", "dist/cli/main.js"]
+# Asks /healthz of the administrators' endpoint where the configuration has one, else whether the port answers.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=5s CMD ["node", "/pgjot/dist/cli/health.js", "/etc/pgjot/proxy.config.json"]
+ENTRYPOINT ["pgjot"]
 CMD ["start", "--config", "/etc/pgjot/proxy.config.json"]

@@ -3,7 +3,7 @@ import { defineConfig } from 'vitest/config';
 export default defineConfig({
   test: {
     include: ['test/**/*.test.ts'],
-    exclude: ['**/node_modules/**', 'test/containers/**', 'test/faults/**'],
+    exclude: ['**/node_modules/**', 'test/containers/**', 'test/faults/**', 'test/package/**'],
     globalSetup: 'test/support/global-setup.ts',
     testTimeout: 20_000,
     hookTimeout: 60_000,

@@ -5,7 +5,7 @@ import base from './vitest.config.ts';
 export default defineConfig({
   test: {
     ...base.test,
-    include: ['test/faults/**/*.test.ts'],
+    include: ['test/faults/**/*.test.ts', 'test/package/**/*.test.ts'],
     exclude: ['**/node_modules/**'],
     testTimeout: 60_000,
   },

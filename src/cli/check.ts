@@ -14,6 +14,7 @@ import { TlsFiles } from '../tls-files.ts';
 import { createControl } from '../upstream/control.ts';
 import { createLookup } from '../upstream/lookup.ts';
 import { Secrets } from '../upstream/secrets.ts';
+import { clockProblems } from './clocks.ts';
 import { EXIT } from './failure.ts';
 import { CONFIG_FILE } from './start.ts';
 
@@ -110,7 +111,10 @@ function validityProblems(path: string, { validFrom, validTo }: X509Certificate)
 async function checkOnline(config: Config, notes: ConfigProblem[]): Promise<ConfigProblem[]> {
   const found = await Promise.all([
     ...Object.entries(config.providers).flatMap(([name, provider]) =>
-      perIssuer(provider).map((one) => keyProblems(name, one, config)),
+      perIssuer(provider).flatMap((one) => [
+        keyProblems(name, one, config),
+        clockProblems(name, one, config.jwks),
+      ]),
     ),
     ...Object.keys(config.upstreams).map((name) => upstreamProblems(name, config, notes)),
   ]);

@@ -12,6 +12,7 @@ import { devCommand } from './dev.ts';
 import { doctorCommand } from './doctor.ts';
 import { explainCommand } from './explain.ts';
 import { CommandError, EXIT } from './failure.ts';
+import { issuerCommand } from './issuer.ts';
 import { providerCommand } from './provider.ts';
 import { rotateSecretCommand } from './rotate-secret.ts';
 import { setupCommand } from './setup.ts';
@@ -47,6 +48,7 @@ const commands = [
   explainCommand,
   providerCommand,
   rotateSecretCommand,
+  issuerCommand,
   tokenCommand,
   sqlCommand,
 ];

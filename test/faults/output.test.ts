@@ -128,9 +128,9 @@ describe.each([1, 2])('pgjot start with %i workers', (workers) => {
   it('loses no line when the disk has room again', async () => {
     const port = await freePort();
     writeConfig({ admin: { port } });
-    // A file that may not grow beyond nothing, and then may: a file system of one's own would take root.
+    // A file that may not grow, and then may: a file system of one's own would take root.
     const file = join(folder, 'log');
-    const command = `exec 3>&2; ulimit -f 0; trap '' XFSZ; exec node '${MAIN}' start --workers ${workers} > '${file}' 2>&3`;
+    const command = `exec 3>&2; ulimit -S -f 0; trap '' XFSZ; exec node '${MAIN}' start --workers ${workers} > '${file}' 2>&3`;
     const child = spawn('/bin/sh', ['-c', command], {
       cwd: folder,
       env: { ...process.env, ...options.env },
