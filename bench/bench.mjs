@@ -7,19 +7,20 @@
  */
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { availableParallelism, constants, cpus, release, totalmem } from 'node:os';
-import { dirname, relative } from 'node:path';
+import { basename, dirname, relative } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
 import { MEASURES, rehearse } from './measures.mjs';
 import { plot } from './plot.mjs';
 import { countBackends, preparePostgres, writeCopyFile } from './postgres.mjs';
+import { PICTURE, publish } from './publish.mjs';
 import { COLUMNS, figureTable, ratioTable, summarize, targetTable } from './report.mjs';
-import { CROWD, IDLE_SECONDS, REST_SECONDS, SILENT } from './sizes.mjs';
+import { CROWD, IDLE_SECONDS, REHEARSAL_SECONDS, REST_SECONDS, SILENT } from './sizes.mjs';
 import { openStage, residentMiB } from './stage.mjs';
 import { startTargets, version } from './targets.mjs';
 
 const USAGE = `usage: npm run bench -- [--quick] [--rounds N] [--seconds N] [--megabytes N] [--only measure,…]
-                        [--json FILE] [--markdown FILE] [--svg FILE] [--node-args A]
+                        [--json FILE] [--markdown FILE] [--svg FILE] [--publish] [--node-args A]
 
   --quick          one short round of the main measurements: is everything in order?
   --rounds N       how often every measurement is taken (5)
@@ -29,6 +30,7 @@ const USAGE = `usage: npm run bench -- [--quick] [--rounds N] [--seconds N] [--m
   --json FILE      where all samples go (test-results/bench.json)
   --markdown FILE  where the report goes (test-results/bench.md)
   --svg FILE       where the picture goes (test-results/bench.svg)
+  --publish        also put the figures into README.md and docs/performance.md; only for a whole run
   --node-args A    for the Node that runs pgjot, for instance --node-args=--cpu-prof
 `;
 
@@ -73,6 +75,7 @@ async function main() {
   const copyFile = writeCopyFile(stage, options.megabytes);
   const scene = { ...options, stage, copyFile, postgres };
   for (const target of targets) await rehearse(scene, target);
+  if (!options.quick) await warmUp(scene, targets);
 
   const { rounds, failures } = await measure(scene, targets);
 
@@ -84,10 +87,33 @@ async function main() {
     JSON.stringify({ machine, options, failures, rows, memory, rounds }, undefined, 2),
   );
   write(options.svg, plot(rows, machine));
-  const report = describe(rows, memory, machine, failures);
+  const picture = relative(dirname(options.markdown), options.svg);
+  const report = `# What pgjot costs\n\n${describe(rows, memory, machine, failures, picture)}`;
   write(options.markdown, report);
+  if (options.publish && failures.length === 0) {
+    write(PICTURE, plot(rows, machine));
+    publish({ file: 'docs/performance.md', text: describe(rows, memory, machine, [], basename(PICTURE)) });
+    publish({ file: 'README.md', text: summary(rows, machine) });
+  }
   console.log(`\n${report}`);
   if (failures.length > 0) process.exitCode = 1;
+}
+
+/**
+ * What is measured often enough to depend on how warm a program is, in all columns alike, for nothing: V8 has compiled what a
+ * login needs only after some thousands of them, and a round is too short for that.
+ *
+ * @param {import('./clients.mjs').Scene} scene
+ * @param {readonly Target[]} targets
+ */
+async function warmUp(scene, targets) {
+  for (const { id, applies, sample, warms } of options.measures) {
+    if (warms !== true) continue;
+    say(`warming up: ${id}`);
+    for (const target of targets) {
+      if (applies(target)) await sample({ ...scene, seconds: REHEARSAL_SECONDS }, target);
+    }
+  }
 }
 
 /**
@@ -156,6 +182,7 @@ function readOptions() {
       json: { type: 'string', default: 'test-results/bench.json' },
       markdown: { type: 'string', default: 'test-results/bench.md' },
       svg: { type: 'string', default: 'test-results/bench.svg' },
+      publish: { type: 'boolean', default: false },
       'node-args': { type: 'string', default: '' },
       help: { type: 'boolean', default: false },
     },
@@ -173,7 +200,12 @@ function readOptions() {
     return value;
   };
   const { quick } = values;
+  if (values.publish && (quick || only !== undefined)) {
+    refuse('--publish takes a whole run: without --quick and --only');
+  }
   return {
+    quick,
+    publish: values.publish,
     rounds: number(values.rounds, quick ? 1 : 5),
     // pgbench reports once a second and the first report only starts the clock.
     seconds: Math.max(3, number(values.seconds, 3)),
@@ -243,12 +275,10 @@ function describeMachine({ bin, version: postgres }) {
  * @param {{ rest: ReturnType<typeof memoryOf>, peak: ReturnType<typeof memoryOf> }} memory
  * @param {string} machine
  * @param {readonly string[]} failures
+ * @param {string} picture Where it is, as seen from the report.
  */
-function describe(rows, memory, machine, failures) {
-  const picture = relative(dirname(options.markdown), options.svg);
+function describe(rows, memory, machine, failures, picture) {
   return [
-    '# What pgjot costs',
-    '',
     machine,
     '',
     `${options.rounds} rounds of ${options.seconds} s and ${options.megabytes} MB, the columns taking turns within each: ` +
@@ -274,6 +304,22 @@ function describe(rows, memory, machine, failures) {
     '',
     figureTable(rows, memory),
     '',
+  ].join('\n');
+}
+
+/**
+ * What README.md says of it all.
+ *
+ * @param {ReturnType<typeof summarize>} rows
+ * @param {string} machine
+ */
+function summary(rows, machine) {
+  return [
+    targetTable(rows),
+    '',
+    '![pgjot compared with the others](docs/performance.svg)',
+    '',
+    `${machine} ${options.rounds} rounds, the columns taking turns within each: medians, and the lowest and the highest round.`,
   ].join('\n');
 }
 

@@ -28,6 +28,7 @@ import { tokenCost } from './token.mjs';
  * @property {boolean} [crowded] It leaves sessions behind that must be gone before the next.
  * @property {boolean} [once] It varies so little, and takes so long, that the first round will do.
  * @property {boolean} [tls] Needs the certificate.
+ * @property {boolean} [warms] Worth a rehearsal: what it measures becomes cheaper while a program runs.
  * @property {boolean} [onRequest] Runs only where `--only` names it.
  */
 
@@ -79,9 +80,14 @@ export const MEASURES = [
     thorough: true,
     sample: (scene, target) => steady(scene, target, 'prepared', CLIENTS, { tls: true }),
   },
-  { id: 'logins', applies: authenticates, sample: returning },
-  { id: 'open-logins', applies: (target) => !target.authenticates, sample: returning },
-  { id: 'new-logins', applies: fewAtTheDoor, sample: newcomers },
+  { id: 'logins', applies: authenticates, warms: true, sample: returning },
+  {
+    id: 'open-logins',
+    applies: (target) => !target.authenticates,
+    warms: true,
+    sample: returning,
+  },
+  { id: 'new-logins', applies: fewAtTheDoor, warms: true, sample: newcomers },
   { id: 'lone-login', applies: fewAtTheDoor, sample: oneAtATime },
   { id: 'open-lone-login', applies: (target) => !target.authenticates, sample: oneAtATime },
   {

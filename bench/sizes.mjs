@@ -14,5 +14,7 @@ export const SILENT = 5_000;
 export const REST_SECONDS = 15;
 /** How long pools keep a session that nobody uses: short, so that one measurement leaves nothing to the next. */
 export const IDLE_SECONDS = 5;
+/** How long each column is warmed up with each kind of login before the first round. */
+export const REHEARSAL_SECONDS = 6;
 /** Bytes of a row in the two shapes of COPY. */
 export const ROW_BYTES = { wide: 1_000, narrow: 100 };

@@ -716,6 +716,7 @@ $$;
 -- clock_timestamp(), not statement_timestamp(): else one DO loop would stay signed in for as long as it runs.
 -- STABLE: cached plans ask again at each execution. RESTRICTED: a parallel worker has another pid.
 -- enable_seqscan: the plan is cached, perhaps while the table has one page, and used when it has a hundred.
+-- Two queries, because a new backend, and one after DISCARD ALL, plans what it executes, and pgjot.backends() is dear to plan.
 CREATE OR REPLACE FUNCTION pgjot.claims() RETURNS jsonb
 LANGUAGE plpgsql STABLE PARALLEL RESTRICTED SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
@@ -725,13 +726,19 @@ BEGIN
   IF pg_is_in_recovery() THEN
     RETURN pgjot.signed_claims();
   END IF;
-  SELECT s.claims INTO found_claims FROM pgjot.session s
-   WHERE s.pid = pg_backend_pid()
-     AND s.expires_at > clock_timestamp()
-     AND s.client_addr IS NOT DISTINCT FROM inet_client_addr()
-     AND s.client_port IS NOT DISTINCT FROM inet_client_port()
-     AND (s.client_addr IS NOT NULL
-          OR s.backend_start = (SELECT b.started FROM pgjot.backends(s.pid) b));
+  IF inet_client_addr() IS NOT NULL THEN
+    SELECT s.claims INTO found_claims FROM pgjot.session s
+     WHERE s.pid = pg_backend_pid()
+       AND s.expires_at > clock_timestamp()
+       AND s.client_addr = inet_client_addr()
+       AND s.client_port = inet_client_port();
+  ELSE
+    SELECT s.claims INTO found_claims FROM pgjot.session s
+     WHERE s.pid = pg_backend_pid()
+       AND s.expires_at > clock_timestamp()
+       AND s.client_addr IS NULL
+       AND s.backend_start = (SELECT b.started FROM pgjot.backends(s.pid) b);
+  END IF;
   -- Where its standby was promoted, a session has lost its identity. Better an error than a table that looks empty.
   IF found_claims IS NULL AND current_setting('pgjot.identity', true) <> '' THEN
     RAISE EXCEPTION 'pgjot: this server is no standby any more, and the session has no identity' USING ERRCODE = '55000',

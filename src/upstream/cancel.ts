@@ -40,8 +40,8 @@ export interface Cancels {
   forward(key: CancelKey): Promise<boolean>;
 }
 
-// 4 bytes in protocol 3.0; PostgreSQL 18 gives 32 in 3.2.
-const SECRET_BYTES = { v30: 4, v32: 32 } as const;
+// What PostgreSQL 18 gives in protocol 3.2; in 3.0 there are 4, which Node has in store.
+const SECRET_BYTES = 32;
 const CANCEL_TIMEOUT_MS = 10_000;
 
 // A process id is positive and has 31 bits; its highest 7 are the number of the worker, where there are several.
@@ -83,7 +83,7 @@ export function createCancels(
       let processId: number;
       do processId = randomProcessId(worker);
       while (entries.has(processId));
-      const secretKey = randomBytes(minor >= 2 ? SECRET_BYTES.v32 : SECRET_BYTES.v30);
+      const secretKey = minor >= 2 ? randomBytes(SECRET_BYTES) : shortSecret();
       entries.set(processId, { secretKey, target, line: new Line(), allTaken: true });
       return { processId, secretKey };
     },
@@ -108,6 +108,13 @@ export function createCancels(
       return true;
     },
   };
+}
+
+/** In a buffer of its own: a piece of a shared one would keep all of that for as long as the session lasts. */
+function shortSecret(): Buffer {
+  const secretKey = Buffer.allocUnsafeSlow(4);
+  secretKey.writeUInt32BE(randomInt(2 ** 32));
+  return secretKey;
 }
 
 function randomProcessId(worker: number | undefined): number {
