@@ -92,7 +92,10 @@ async function main() {
   write(options.markdown, report);
   if (options.publish && failures.length === 0) {
     write(PICTURE, plot(rows, machine));
-    publish({ file: 'docs/performance.md', text: describe(rows, memory, machine, [], basename(PICTURE)) });
+    publish({
+      file: 'docs/performance.md',
+      text: describe(rows, memory, machine, [], basename(PICTURE)),
+    });
     publish({ file: 'README.md', text: summary(rows, machine) });
   }
   console.log(`\n${report}`);
