@@ -1,0 +1,175 @@
+/**
+ * A whole scene at level debug, with workers, and PostgreSQL logging every statement: no token, secret, password or key in
+ * anything that anybody wrote.
+ */
+import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import pg from 'pg';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { deriveIdentityKey, derivePassword } from '../../src/session-sql/credentials.ts';
+import { exitOf, printed, runCli, startCli } from '../support/cli.ts';
+import { SECRET, startStack, until, type Stack } from '../support/stack.ts';
+
+const NEW_SECRET = 'another-secret-for-tests-of-at-least-32-characters';
+const ADMIN_TOKEN = 'an-administrators-token-of-at-least-32-characters';
+const SLOTS = 6;
+
+let stack: Stack;
+let folder: string;
+const postgresLog: string[] = [];
+beforeAll(async () => {
+  stack = await startStack({
+    slots: SLOTS,
+    settings: { log_statement: 'all', log_connections: 'on', log_min_error_statement: 'debug5' },
+    onLog: (line) => void postgresLog.push(line),
+  });
+  folder = await mkdtemp(join(tmpdir(), 'pgjot-secrets-'));
+});
+afterAll(async () => {
+  await rm(folder, { recursive: true, force: true });
+  await stack?.close();
+});
+
+/** Every text that must be nowhere, by what it is. */
+function marks(tokens: readonly string[]): Map<string, string> {
+  const found = new Map<string, string>();
+  for (const [index, token] of tokens.entries()) {
+    const [, payload = '', signature = ''] = token.split('.');
+    found.set(`payload of token ${index}`, payload);
+    found.set(`signature of token ${index}`, signature);
+  }
+  const logins = Array.from({ length: SLOTS }, (_, i) => `pgjot_authenticated_${i + 1}`);
+  for (const secret of [SECRET, NEW_SECRET]) {
+    found.set(`secret ${secret.slice(0, 3)}`, secret);
+    found.set(`identity key ${secret.slice(0, 3)}`, deriveIdentityKey(secret).toString('hex'));
+    for (const role of ['pgjot_control', 'pgjot_lookup', ...logins]) {
+      found.set(`password of ${role}`, derivePassword(secret, role));
+    }
+  }
+  found.set('token of the administrator', ADMIN_TOKEN);
+  found.set('a verifier', 'SCRAM-SHA-256$4096:');
+  found.set('a private key', 'PRIVATE KEY');
+  return found;
+}
+
+test('nothing that anybody writes holds a token, secret, password or key', async () => {
+  // With log_statement = 'all' setup's verifiers, from which no password can be computed, are among its parameters.
+  postgresLog.length = 0;
+  const file = join(folder, 'proxy.config.json');
+  const oldFile = (stack.config.upstreams['main'] as { secret: { file: string } }).secret.file;
+  const [newFile, adminFile] = [join(dirname(oldFile), 'new'), join(folder, 'admin.token')];
+  await writeFile(newFile, NEW_SECRET, { mode: 0o600 });
+  await writeFile(adminFile, ADMIN_TOKEN, { mode: 0o600 });
+  const config = {
+    ...stack.config,
+    log: { level: 'debug' },
+    admin: { port: 0, token: { file: adminFile } },
+    upstreams: {
+      main: {
+        ...stack.config.upstreams['main'],
+        nameSessions: true,
+        secret: { file: newFile },
+        previousSecret: { file: oldFile },
+      },
+    },
+  };
+  await writeFile(file, JSON.stringify(config));
+  const { host, port: pgPort, user, password } = stack.primary.superuser;
+  const url = `postgres://${user}:${password}@${host}:${pgPort}/app`;
+  const outputs: string[] = [];
+  const cli = async (args: string[], input = '') => {
+    const { stdout, stderr } = await runCli([...args, '--config', file], {
+      cwd: folder,
+      env: { PGJOT_ADMIN_URL: url },
+      input,
+    });
+    outputs.push(stdout, stderr);
+    return stdout + stderr;
+  };
+  const proxy = startCli(['start', '--config', file, '--workers', '2'], {
+    cwd: folder,
+    env: {
+      NODE_OPTIONS: `--report-on-signal --report-signal=SIGUSR2 --report-directory=${folder}`,
+    },
+  });
+  for (const stream of [proxy.stdout, proxy.stderr]) {
+    stream?.on('data', (chunk: Buffer) => void outputs.push(chunk.toString()));
+  }
+  const listening = await printed(proxy, /"event":"listening".*\n/);
+  const port = Number(/"event":"listening"[^\n]*"port":(\d+)/.exec(listening)?.[1]);
+
+  const good = await stack.token('alice');
+  const renewed = await stack.token('alice', { round: 2 });
+  const others = await stack.token('bob');
+  const expired = await stack.token('alice', { exp: 1 });
+  const forged = `${good.slice(0, -8)}AAAAAAAA`;
+  const tokens = [good, renewed, others, expired, forged];
+  const as = (token: string, more: pg.ClientConfig = {}) =>
+    new pg.Client({ ...stack.as('alice'), host: '127.0.0.1', port, password: token, ...more });
+  const attempt = async (client: pg.Client, sql: readonly string[] = []) => {
+    client.on('error', () => {});
+    try {
+      await client.connect();
+      for (const one of sql)
+        await client.query(one).catch((error: Error) => outputs.push(error.message));
+    } catch (error) {
+      outputs.push(JSON.stringify(error), (error as Error).message);
+    } finally {
+      await client.end().catch(() => {});
+    }
+  };
+  for (let round = 0; round < 3; round++) {
+    await attempt(as(good), [
+      'select auth.user_id()',
+      `set pgjot.token = '${renewed}'`,
+      `set pgjot.token = '${others}'`,
+      `set pgjot.token = '${forged}'`,
+    ]);
+    for (const token of [expired, forged, others]) await attempt(as(token));
+    await attempt(as('', { user: good, database: forged }));
+    await attempt(as(good, { application_name: 'x', options: `-c pgjot.token=${good}` }));
+  }
+  expect(await cli(['explain'], good)).toContain('alice');
+  await cli(['explain'], expired);
+  await cli(['check', '--online']);
+  await cli(['check', '--online', '--json']);
+  await cli(['doctor', 'main']);
+  await cli(['rotate-secret', 'main', '--dry-run']);
+  expect(await cli(['rotate-secret', 'main'])).toContain('checked: the old one is refused');
+  await attempt(as(good));
+  proxy.kill('SIGHUP');
+  proxy.kill('SIGUSR2');
+  const reports = await until(async () => {
+    const names = (await readdir(folder)).filter((name) => name.startsWith('report.'));
+    return names.length > 0 && names;
+  });
+  proxy.kill('SIGTERM');
+  expect(await exitOf(proxy)).toBe(0);
+
+  const events = outputs.join('');
+  for (const event of [
+    'login',
+    'token_renewed',
+    'token_refused',
+    'secret_changed',
+    'session_end',
+  ]) {
+    expect(events).toContain(`"event":"${event}"`);
+  }
+  expect(postgresLog.some((line) => line.includes('auth.user_id()'))).toBe(true);
+  const written = {
+    'the proxy and the commands': events,
+    "PostgreSQL's log": postgresLog.join('\n'),
+    'a process report': (
+      await Promise.all(reports.map((name) => readFile(join(folder, name), 'utf8')))
+    ).join('\n'),
+    'the proxy of the stack': stack.logs.join('\n'),
+  };
+  const leaks = Object.entries(written).flatMap(([where, text]) =>
+    [...marks(tokens)]
+      .filter(([, mark]) => text.includes(mark))
+      .map(([what]) => `${what} in ${where}`),
+  );
+  expect(leaks).toEqual([]);
+});
