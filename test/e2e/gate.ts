@@ -17,6 +17,8 @@ export class Gate implements AsyncDisposable {
   target = 0;
   /** Bytes that are said to every newcomer in place of PostgreSQL, who is then sent away. */
   answer: Buffer | undefined;
+  /** Hears what PostgreSQL says, on which connection. */
+  onBytes: ((chunk: Buffer, far: Socket) => void) | undefined;
   #server: Server;
   #silent = false;
   readonly #port: number;
@@ -104,6 +106,7 @@ export class Gate implements AsyncDisposable {
     });
     far.on('close', () => near.destroy());
     if (this.#silent) return;
+    far.on('data', (chunk: Buffer) => this.onBytes?.(chunk, far));
     near.pipe(far);
     far.pipe(near);
   }
