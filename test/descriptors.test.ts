@@ -8,7 +8,12 @@ import { descriptorLimit, roomFor } from '../src/descriptors.ts';
 const configOf = (slots: number, limits: object) =>
   parseConfig({
     providers: {
-      own: { issuer: 'https://id.example', audience: 'app', roles: ['a'], jwksFile: 'jwks.json' },
+      own: {
+        issuer: 'https://id.example',
+        audience: 'app',
+        roles: ['authenticated'],
+        jwksFile: 'jwks.json',
+      },
     },
     upstreams: {
       main: {
