@@ -105,7 +105,7 @@ export class SessionClock {
     this.#rules = rules;
     this.#alarms = alarms;
     if (rules.maxLifetimeMs > 0) {
-      this.#lifetime = at(this.#startedAt + rules.maxLifetimeMs, () =>
+      this.#lifetime = new Alarm(this.#startedAt + rules.maxLifetimeMs, () =>
         alarms.onEnd(new ProxyError('lifetime_over', { hint: 'Reconnect.' }), rules.graceMs),
       );
     }
@@ -125,10 +125,10 @@ export class SessionClock {
       const grace = onTokenExpiry === 'terminate' ? 0 : graceMs;
       this.#alarms.onEnd(new ProxyError('session_expired', { hint }), grace);
     };
-    this.#ofToken.push(at(expiresAt, end));
+    this.#ofToken.push(new Alarm(expiresAt, end));
     if (noticeMs === 0) return;
     const notice = () => this.#alarms.onNotice(Math.max(expiresAt - Date.now(), 0));
-    this.#ofToken.push(at(expiresAt - noticeMs, notice));
+    this.#ofToken.push(new Alarm(expiresAt - noticeMs, notice));
   }
 
   /** Until when SQL may believe a token that expires at `expiresAt`, by the rules that this session began with. */
@@ -158,24 +158,30 @@ export function believedUntil(
   return Math.min(byToken, byLifetime, END_OF_TIME);
 }
 
-/** Something that will happen unless it is cancelled. */
-export interface Alarm {
-  cancel(): void;
-}
-
 // setTimeout() takes a longer delay for 1 ms: a token with a far expiry would end its session at once.
 const LONGEST_TIMEOUT_MS = 2 ** 31 - 1;
 
-/** Calls `then` when the wall clock says `time` (ms since the epoch), however far that is. */
-export function at(time: number, then: () => void): Alarm {
-  let timer: NodeJS.Timeout;
-  const arm = () => {
-    const left = time - Date.now();
-    timer =
+/** Calls `then` when the wall clock says `time` (ms since the epoch), however far that is, unless it is cancelled. */
+class Alarm {
+  readonly #time: number;
+  readonly #then: () => void;
+  #timer: NodeJS.Timeout | undefined;
+
+  constructor(time: number, then: () => void) {
+    this.#time = time;
+    this.#then = then;
+    this.#arm();
+  }
+
+  cancel(): void {
+    clearTimeout(this.#timer);
+  }
+
+  #arm(): void {
+    const left = this.#time - Date.now();
+    this.#timer =
       left > LONGEST_TIMEOUT_MS
-        ? setTimeout(arm, LONGEST_TIMEOUT_MS)
-        : setTimeout(then, Math.max(left, 0));
-  };
-  arm();
-  return { cancel: () => clearTimeout(timer) };
+        ? setTimeout(() => this.#arm(), LONGEST_TIMEOUT_MS)
+        : setTimeout(this.#then, Math.max(left, 0));
+  }
 }
