@@ -4,8 +4,9 @@
  * Learns it from what the log of a connection is told. Nothing here runs for a chunk or a statement: a session's bytes are
  * read from its splice when somebody scrapes.
  */
-import type { ConnectionLog } from './connection.ts';
+import type { ConnectionLog, Finish, Progress } from './connection.ts';
 import type { ProxyError } from './errors.ts';
+import type { Asking } from './identity/authentication.ts';
 import type { Identity } from './identity/policy.ts';
 import type { Metrics, Phase } from './metrics.ts';
 import type { Outcome } from './splice/splice.ts';
@@ -16,7 +17,7 @@ type Bytes = Outcome['bytes'];
 interface Live {
   readonly upstream: string;
   readonly role: string;
-  readonly bytes: () => Bytes;
+  readonly progress: () => Progress;
 }
 
 /** The book of all sessions of a proxy. */
@@ -32,95 +33,137 @@ export class ConnectionMetrics {
 
   /** A log that counts what it is told before it passes it on. One for each connection, made when that arrives. */
   count(log: ConnectionLog): ConnectionLog {
-    const { logins, loginSeconds, loginPhaseSeconds, renewals } = this.#metrics;
-    const arrivedAt = performance.now();
-    let phaseBegan = arrivedAt;
-    let identity: Identity | undefined;
-    let live: Live | undefined;
-    const endPhase = (phase: Phase) => {
-      const now = performance.now();
-      loginPhaseSeconds.observe({ phase }, (now - phaseBegan) / 1000);
-      phaseBegan = now;
-    };
-    const provider = (error?: ProxyError) => identity?.provider ?? error?.provider ?? '';
-    return {
-      ...log,
-      onStartup: (startup) => {
-        endPhase('handshake');
-        log.onStartup(startup);
-      },
-      onToken: () => {
-        endPhase('token');
-        log.onToken();
-      },
-      onIdentity: (asking, verified) => {
-        identity = verified;
-        endPhase('verify');
-        log.onIdentity(asking, verified);
-      },
-      onLease: () => {
-        endPhase('acquire');
-        log.onLease();
-      },
-      onWelcome: (lease, finish, progress) => {
-        endPhase('welcome');
-        loginSeconds.observe((performance.now() - arrivedAt) / 1000);
-        logins.inc({ provider: provider(), outcome: 'accepted', reason: '' });
-        live = this.#begin(identity as Identity, () => progress().bytes);
-        log.onWelcome(lease, finish, progress);
-      },
-      onRenewal: (asking, renewed) => {
-        renewals.inc({ provider: provider(), outcome: 'accepted', reason: '' });
-        log.onRenewal(asking, renewed);
-      },
-      onRenewalRefused: (error) => {
-        renewals.inc({ provider: provider(), outcome: 'refused', reason: error.code });
-        log.onRenewalRefused(error);
-      },
-      onRefusal: (error) => {
-        const { code } = error;
-        // A mistake of ours can end what has begun already.
-        if (live !== undefined) this.#end(live, 'proxy', code);
-        const outcome = code === 'oauth_discovery' ? 'discovery' : 'refused';
-        if (live === undefined) logins.inc({ provider: provider(error), outcome, reason: code });
-        if (isLimit(error)) this.#metrics.limits.inc({ limit: code });
-        log.onRefusal(error);
-      },
-      onEnd: (outcome) => {
-        if (live !== undefined) this.#end(live, outcome.endedBy, outcome.error?.code ?? '');
-        log.onEnd(outcome);
-      },
-    };
+    return new CountingLog(log, this.#metrics, this);
   }
 
-  #begin({ upstream, role }: Identity, bytes: Live['bytes']): Live {
-    const live = { upstream, role, bytes };
+  /** A session has begun. */
+  begin({ upstream, role }: Identity, progress: Live['progress']): Live {
+    const live = { upstream, role, progress };
     this.#live.add(live);
     this.#metrics.sessions.inc({ upstream, role });
     return live;
   }
 
-  /** Only the first call for a session counts. */
-  #end(live: Live, endedBy: Outcome['endedBy'], reason: string): void {
+  /** And is over. Only the first call for it counts. */
+  end(live: Live, endedBy: Outcome['endedBy'], reason: string): void {
     if (!this.#live.delete(live)) return;
-    const { upstream, role, bytes } = live;
+    const { upstream, role, progress } = live;
     this.#metrics.sessions.dec({ upstream, role });
     this.#metrics.sessionEnds.inc({ upstream, ended_by: endedBy, reason });
-    this.#passed.set(upstream, sum(this.#passed.get(upstream), bytes()));
+    this.#passed.set(upstream, sum(this.#passed.get(upstream), progress().bytes));
   }
 
   /** Brings the bytes up to date. */
   collect(): void {
     const { bytes } = this.#metrics;
     const passed = new Map(this.#passed);
-    for (const { upstream, bytes: bytesNow } of this.#live) {
-      passed.set(upstream, sum(passed.get(upstream), bytesNow()));
+    for (const { upstream, progress } of this.#live) {
+      passed.set(upstream, sum(passed.get(upstream), progress().bytes));
     }
     bytes.reset();
     for (const [upstream, { clientToUpstream, upstreamToClient }] of passed) {
       bytes.inc({ upstream, direction: 'client_to_upstream' }, clientToUpstream);
       bytes.inc({ upstream, direction: 'upstream_to_client' }, upstreamToClient);
     }
+  }
+}
+
+/** The log of one connection, which counts. No object of closures, since each session keeps its own. */
+class CountingLog implements ConnectionLog {
+  readonly #log: ConnectionLog;
+  readonly #metrics: Metrics;
+  readonly #book: ConnectionMetrics;
+  readonly #arrivedAt = performance.now();
+  #phaseBegan = this.#arrivedAt;
+  #provider = '';
+  #identity: Identity | undefined;
+  #live: Live | undefined;
+
+  constructor(log: ConnectionLog, metrics: Metrics, book: ConnectionMetrics) {
+    this.#log = log;
+    this.#metrics = metrics;
+    this.#book = book;
+  }
+
+  get session(): string {
+    return this.#log.session;
+  }
+
+  onArrival(finish: Finish): void {
+    this.#log.onArrival(finish);
+  }
+
+  onLocated(address: string): void {
+    this.#log.onLocated(address);
+  }
+
+  onStartup(startup: Parameters<ConnectionLog['onStartup']>[0]): void {
+    this.#endPhase('handshake');
+    this.#log.onStartup(startup);
+  }
+
+  onToken(): void {
+    this.#endPhase('token');
+    this.#log.onToken();
+  }
+
+  onIdentity(asking: Asking, identity: Identity): void {
+    this.#identity = identity;
+    this.#provider = identity.provider ?? '';
+    this.#endPhase('verify');
+    this.#log.onIdentity(asking, identity);
+  }
+
+  onLease(): void {
+    this.#endPhase('acquire');
+    this.#log.onLease();
+  }
+
+  onWelcome(...[lease, finish, progress]: Parameters<ConnectionLog['onWelcome']>): void {
+    this.#endPhase('welcome');
+    this.#metrics.loginSeconds.observe((this.#phaseBegan - this.#arrivedAt) / 1000);
+    this.#metrics.logins.inc({ provider: this.#provider, outcome: 'accepted', reason: '' });
+    this.#live = this.#book.begin(this.#identity as Identity, progress);
+    this.#identity = undefined;
+    this.#log.onWelcome(lease, finish, progress);
+  }
+
+  onRenewal(asking: Asking, identity: Identity): void {
+    this.#metrics.renewals.inc({ provider: this.#provider, outcome: 'accepted', reason: '' });
+    this.#log.onRenewal(asking, identity);
+  }
+
+  onRenewalRefused(error: ProxyError): void {
+    const { code: reason } = error;
+    this.#metrics.renewals.inc({ provider: this.#provider, outcome: 'refused', reason });
+    this.#log.onRenewalRefused(error);
+  }
+
+  onRefusal(error: ProxyError): void {
+    const { code: reason } = error;
+    if (this.#live === undefined) {
+      const provider = this.#provider || (error.provider ?? '');
+      const outcome = reason === 'oauth_discovery' ? 'discovery' : 'refused';
+      this.#metrics.logins.inc({ provider, outcome, reason });
+      if (isLimit(error)) this.#metrics.limits.inc({ limit: reason });
+    } else {
+      // A mistake of ours can end what has begun already.
+      this.#book.end(this.#live, 'proxy', reason);
+    }
+    this.#log.onRefusal(error);
+  }
+
+  onEnd(outcome: Outcome): void {
+    if (this.#live !== undefined) {
+      this.#book.end(this.#live, outcome.endedBy, outcome.error?.code ?? '');
+    }
+    this.#log.onEnd(outcome);
+  }
+
+  #endPhase(phase: Phase): void {
+    const now = performance.now();
+    this.#metrics.loginPhaseSeconds.observe({ phase }, (now - this.#phaseBegan) / 1000);
+    this.#phaseBegan = now;
   }
 }
 
