@@ -7,12 +7,13 @@
  * no more than where to ask; `PGJOT_PORT` is where to, if there is no endpoint for administrators and `listen.port` is not it.
  */
 import { readFileSync } from 'node:fs';
-import { get } from 'node:http';
+import { get as getPlain } from 'node:http';
+import { get as getSecure } from 'node:https';
 import { connect } from 'node:net';
 
 interface Places {
   readonly listen?: { readonly port?: number };
-  readonly admin?: { readonly host?: string; readonly port?: number };
+  readonly admin?: { readonly host?: string; readonly port?: number; readonly tls?: object };
 }
 
 const [file = 'proxy.config.json'] = process.argv.slice(2);
@@ -31,7 +32,16 @@ if (admin === undefined) {
 } else {
   const { port = 9187, host = '127.0.0.1' } = admin;
   const address = host === '0.0.0.0' || host === '::' ? '127.0.0.1' : host;
-  get({ host: address, port, path: '/healthz', agent: false }, (response) => {
+  const get = admin.tls === undefined ? getPlain : getSecure;
+  // Nothing is told and nothing believed but that it answers, so it need not prove who it is.
+  const options = {
+    host: address,
+    port,
+    path: '/healthz',
+    agent: false,
+    rejectUnauthorized: false,
+  };
+  get(options, (response) => {
     response.resume();
     if ((response.statusCode ?? 500) >= 500) sick(`/healthz says ${response.statusCode}`);
   }).on('error', ({ message }) => sick(message));
