@@ -174,7 +174,7 @@ class UpstreamPool implements Pool {
   #looking = false;
 
   constructor(upstream: UpstreamConfig, pair: SecretPair, listener: PoolListener) {
-    const secrets = new Secrets(pair, listener.onSecretChange);
+    const secrets = new Secrets(pair, listener.onSecretChange, listener.onSecretsRefused);
     this.#upstream = upstream;
     this.#control = createControl(upstream, secrets, () => this.#eachRole((role) => role.forget()));
     this.#mode = createSessionMode(upstream, secrets, this.#control);
@@ -255,7 +255,6 @@ class UpstreamPool implements Pool {
     const upstream = this.#upstream;
     const { maxConnections = Infinity } = upstream.pool;
     const roles = () => [...this.#roles.values()];
-    const tellRefused = onceAMinute(listener.onSecretsRefused);
     const makeRoom: House['makeRoom'] = (onMade) => roles().some((role) => role.closeIdle(onMade));
     const crowd: Crowd = new Crowd(upstream.pool.maxWaiting, () => makeRoom(() => crowd.onRoom()));
     return {
@@ -267,11 +266,7 @@ class UpstreamPool implements Pool {
       healing: this.#healing,
       onQuarantine: listener.onQuarantine,
       listener,
-      areSecretsRefused: async () => {
-        const refused = await secrets.areRefused(upstream);
-        if (refused) tellRefused();
-        return refused;
-      },
+      areSecretsRefused: () => secrets.areRefused(upstream),
       retired: this.#retired.signal,
       track: (task) => this.#track(task),
       crowd,
@@ -320,8 +315,7 @@ class UpstreamPool implements Pool {
     const identity = await this.#describe(verified, signal);
     const entered = await pool.enter({ identity, settings }, signal);
     if (this.#upstream.nameSessions && session !== undefined) {
-      const own = settings.get('application_name') ?? '';
-      await nameSession(entered.session.connection, own, session, signal).catch(
+      await nameSession(entered.session.connection, settings, session, signal).catch(
         (error: unknown) => {
           void this.#track(pool.part(entered, UNFINISHED, false));
           throw error;
@@ -390,18 +384,6 @@ class UpstreamPool implements Pool {
 }
 
 const nothing = () => {};
-
-const MINUTE_MS = 60_000;
-
-/** `tell`, but not again within a minute. */
-function onceAMinute(tell: () => void): () => void {
-  let toldAt = Number.NEGATIVE_INFINITY;
-  return () => {
-    if (performance.now() - toldAt < MINUTE_MS) return;
-    toldAt = performance.now();
-    tell();
-  };
-}
 
 /** `task`, or the signal's reason as soon as it aborts; then `abandon` gets what the task still brings. */
 function orLeave<T>(task: Promise<T>, signal: AbortSignal, abandon: (late: T) => void): Promise<T> {

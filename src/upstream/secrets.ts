@@ -16,21 +16,29 @@ export type SecretSetting = 'secret' | 'previousSecret';
 
 /** How long the answer of `areRefused` holds: whoever spoils slot after slot causes one login a second, not one for each. */
 const VERDICT_MS = 1_000;
+const TELL_AGAIN_MS = 60_000;
 
 /** One upstream's secrets, and which of them its server has, as far as logins have shown. */
 export class Secrets {
   readonly #all: readonly string[];
   readonly #onChange: (setting: SecretSetting) => void;
+  readonly #onRefused: () => void;
+  #toldAt = Number.NEGATIVE_INFINITY;
   #inUse = 0;
   #verdict: { readonly refused: Promise<boolean>; readonly until: number } | undefined;
 
-  /** @param onChange hears which setting logins succeed with from now on, when that is another one than before. */
+  /**
+   * @param onChange hears which setting logins succeed with from now on, when that is another one than before.
+   * @param onRefused hears, at most once a minute, that the server refuses all of them.
+   */
   constructor(
     { current, previous }: SecretPair,
     onChange: (setting: SecretSetting) => void = () => {},
+    onRefused: () => void = () => {},
   ) {
     this.#all = previous === undefined || previous === current ? [current] : [current, previous];
     this.#onChange = onChange;
+    this.#onRefused = onRefused;
   }
 
   /** The secret that let us in last; until one has, the current one. */
@@ -74,7 +82,14 @@ export class Secrets {
           async () => false,
         ),
       );
-      const refused = asked.catch((error: unknown) => isPasswordRefused(error));
+      const refused = asked.catch((error: unknown) => {
+        const all = isPasswordRefused(error);
+        if (all && performance.now() - this.#toldAt > TELL_AGAIN_MS) {
+          this.#toldAt = performance.now();
+          this.#onRefused();
+        }
+        return all;
+      });
       this.#verdict = { refused, until: now + VERDICT_MS };
     }
     return this.#verdict.refused;

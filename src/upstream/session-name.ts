@@ -28,9 +28,10 @@ export function sessionName(own: string, id: string): string {
  */
 export async function nameSession(
   connection: UpstreamConnection,
-  own: string,
+  settings: ReadonlyMap<string, string>,
   id: string,
   signal: AbortSignal,
 ): Promise<void> {
+  const own = settings.get('application_name') ?? '';
   await ask(connection, encodeStatement(SET, [sessionName(own, id)]), signal);
 }
