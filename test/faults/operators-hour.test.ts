@@ -17,7 +17,7 @@ import { exitOf } from '../support/cli.ts';
 import { startIssuer, type Issuer } from '../support/issuer.ts';
 import { withSuperuser } from '../support/postgres.ts';
 import { until } from '../support/stack.ts';
-import { startFleet, startGround, type Fleet, type Ground } from '../workers/fleet.ts';
+import { startFleet, startGround, type Ground } from '../workers/fleet.ts';
 import { gather, type Failure } from './crowd.ts';
 
 const CLIENTS = 50;
@@ -74,6 +74,7 @@ it('leaves no failed statement that nothing explains', { timeout: 300_000 }, asy
     incident.to = performance.now();
   };
   const nothing = () => false;
+  const isOfRevoked = ({ user, code }: Failure) => user === REVOKED && REFUSED.test(code);
   let isAdded = false;
   let current = await startFleet(ground, { workers: WORKERS, settings: settingsOf(0) });
   const { host, port } = current;
@@ -91,7 +92,9 @@ it('leaves no failed statement that nothing explains', { timeout: 300_000 }, asy
 
     await during('readiness and metrics are looked at', nothing, async () => {
       const { logins } = crowd;
-      expect(await sumOf('pgjot_logins_total', 'outcome="accepted"')).toBeGreaterThanOrEqual(logins);
+      expect(await sumOf('pgjot_logins_total', 'outcome="accepted"')).toBeGreaterThanOrEqual(
+        logins,
+      );
       expect(await sumOf('pgjot_sessions', '')).toBeGreaterThan(0);
       const { text } = await admin('/sessions');
       expect(text).toContain(REVOKED);
@@ -132,25 +135,18 @@ it('leaves no failed statement that nothing explains', { timeout: 300_000 }, asy
       },
     );
 
-    await during(
-      'a user is revoked',
-      ({ user, code }) => user === REVOKED && REFUSED.test(code),
-      async () => {
-        const entry = { iss: ground.issuer.issuer, sub: REVOKED };
-        expect((await admin('/revocations', entry)).status).toBe(204);
-        const served = crowd.failures.length;
-        await until(
-          () => crowd.failures.slice(served).some(({ code }) => code === '28P01'),
-          20_000,
-        );
-        await crowd.turnedOver((user) => user !== REVOKED);
-        expect((await admin('/sessions')).text).not.toContain(`"${REVOKED}"`);
-      },
-    );
+    await during('a user is revoked', isOfRevoked, async () => {
+      const entry = { iss: ground.issuer.issuer, sub: REVOKED };
+      expect((await admin('/revocations', entry)).status).toBe(204);
+      const served = crowd.failures.length;
+      await until(() => crowd.failures.slice(served).some(({ code }) => code === '28P01'), 20_000);
+      await crowd.turnedOver((user) => user !== REVOKED);
+      expect((await admin('/sessions')).text).not.toContain(`"${REVOKED}"`);
+    });
 
     await during(
       'the proxy is drained and started again',
-      ({ user, code }) => RESTARTED.test(code) || (user === REVOKED && REFUSED.test(code)),
+      (failure) => RESTARTED.test(failure.code) || isOfRevoked(failure),
       async () => {
         current.primary.kill('SIGTERM');
         expect(await exitOf(current.primary)).toBe(0);
@@ -165,14 +161,10 @@ it('leaves no failed statement that nothing explains', { timeout: 300_000 }, asy
     );
 
     await crowd.leave();
-    // A revoked user's failures go on until the restart.
-    const isRevoked = incidents.find(({ name }) => name === 'a user is revoked');
-    if (isRevoked !== undefined) isRevoked.to = incidents.at(-1)?.to ?? Infinity;
     const unexplained = crowd.failures.filter(
       (failure) =>
         !incidents.some(
-          ({ from, to, explains }) =>
-            failure.to >= from && failure.from <= to && explains(failure),
+          ({ from, to, explains }) => failure.to >= from && failure.from <= to && explains(failure),
         ),
     );
     report(incidents, crowd);
@@ -264,7 +256,9 @@ async function lostRows(committed: ReadonlyMap<string, number>): Promise<string[
     'app',
   );
   const rows = new Map(counted.rows.map((row) => [row.user_id, row.rows]));
-  return [...committed].filter(([user, told]) => (rows.get(user) ?? 0) < told).map(([user]) => user);
+  return [...committed]
+    .filter(([user, told]) => (rows.get(user) ?? 0) < told)
+    .map(([user]) => user);
 }
 
 function report(
