@@ -1,5 +1,5 @@
 /**
- * What the compiler leaves undone in `dist`: the .sql files, the executable bit, and `npx pgjot` in this checkout.
+ * What the compiler leaves undone in `dist`: the .sql files, the status page, the executable bit, and `npx pgjot` in this checkout.
  *
  * JavaScript, because it runs before anything is compiled or when only Node is there.
  */
@@ -12,6 +12,7 @@ cpSync(path('src/session-sql'), path('dist/session-sql'), {
   recursive: true,
   filter: (file) => !file.endsWith('.ts'),
 });
+cpSync(path('src/admin/page.html'), path('dist/admin/page.html'));
 chmodSync(path('dist/cli/main.js'), 0o755);
 
 // npm links the commands of dependencies, never those of the package itself, and without a link

@@ -7,7 +7,7 @@ import type { UpstreamConfig } from './config.ts';
 import type { ProxyError } from './errors.ts';
 import type { KeyState } from './identity/jwks.ts';
 import { explain } from './log.ts';
-import type { PoolState } from './upstream/pool.ts';
+import type { PoolState } from './upstream/role-pool.ts';
 
 /** An upstream, over all processes. */
 export interface PoolDescription {

@@ -10,6 +10,7 @@ import type { PoolDescription, ProviderDescription } from '../inspection.ts';
 import type { MetricsText } from '../metrics-sample.ts';
 import type { Readiness } from '../readiness.ts';
 import type { SessionPage, SessionQuery, SessionSelection } from '../roster.ts';
+import { PAGE, PAGE_HEADERS } from './page.ts';
 
 /** What whoever asks must be allowed to: nothing, to look, or to change something. */
 export type Permission = 'public' | 'read' | 'write';
@@ -137,9 +138,15 @@ export function createRoutes(operations: Operations): readonly Route[] {
   return [...probes(operations), ...views(operations), ...actions(operations)];
 }
 
-/** What load balancers and supervisors ask without showing anything. */
+/** What load balancers, supervisors and browsers ask without showing anything. */
 function probes(operations: Operations): Route[] {
   return [
+    {
+      method: 'GET',
+      path: '/',
+      permission: 'public',
+      answer: () => ({ type: 'text/html; charset=utf-8', text: PAGE, headers: PAGE_HEADERS }),
+    },
     {
       method: 'GET',
       path: '/healthz',

@@ -22,7 +22,7 @@ import { mendSlot } from './mend.ts';
 import { Neighbours } from './neighbours.ts';
 import type { Departure } from './parting.ts';
 import { Patience } from './patience.ts';
-import { RolePool, type RoleListener, type Surroundings } from './role-pool.ts';
+import { type PoolState, RolePool, type RoleListener, type Surroundings } from './role-pool.ts';
 import { nameSession } from './session-name.ts';
 import { createSessionMode, type SessionIdentity, type SessionMode } from './session.ts';
 import { Secrets, type SecretSetting } from './secrets.ts';
@@ -91,18 +91,6 @@ export interface Pool {
   retire(): void;
   /** Waits for the sessions that are being released, then ends the control connection. */
   close(): Promise<void>;
-}
-
-/** A pool as administrators see it. */
-export interface PoolState {
-  /** Open while logins give up at once, because the last ones waited in vain. */
-  readonly circuit: 'open' | 'closed';
-  readonly roles: Readonly<
-    Record<
-      string,
-      { readonly counts: SlotCounts; readonly quarantined: ReadonlyMap<string, number> }
-    >
-  >;
 }
 
 /** Who hears of logins, of slots that users have spoilt, of lookups that failed, and of a server that is elsewhere. */
@@ -210,10 +198,7 @@ class UpstreamPool implements Pool {
   }
 
   state(): PoolState {
-    const roles = [...this.#roles].map(([role, pool]) => [
-      role,
-      { counts: pool.counts(), quarantined: pool.quarantined },
-    ]);
+    const roles = [...this.#roles].map(([role, pool]) => [role, pool.state()]);
     return {
       circuit: this.#patience.open ? 'open' : 'closed',
       roles: Object.fromEntries(roles) as PoolState['roles'],
@@ -225,13 +210,9 @@ class UpstreamPool implements Pool {
   }
 
   reconnect(): { readonly closed: number; readonly inUse: number } {
-    const sum = { closed: 0, inUse: 0 };
-    this.#eachRole((role) => {
-      const { closed, inUse } = role.reconnect();
-      sum.closed += closed;
-      sum.inUse += inUse;
-    });
-    return sum;
+    const all = [...this.#roles.values()].map((role) => role.reconnect());
+    const sum = (name: 'closed' | 'inUse') => all.reduce((total, one) => total + one[name], 0);
+    return { closed: sum('closed'), inUse: sum('inUse') };
   }
 
   retire(): void {

@@ -56,6 +56,18 @@ export interface RoleListener {
   readonly onWaited: (role: string, ms: number) => void;
 }
 
+/** A pool as administrators see it. */
+export interface PoolState {
+  /** Open while logins give up at once, because the last ones waited in vain. */
+  readonly circuit: 'open' | 'closed';
+  readonly roles: Readonly<
+    Record<
+      string,
+      { readonly counts: SlotCounts; readonly quarantined: ReadonlyMap<string, number> }
+    >
+  >;
+}
+
 /** One role's part of a pool. */
 export class RolePool {
   readonly #role: string;
@@ -203,8 +215,8 @@ export class RolePool {
     return this.#slots.counts();
   }
 
-  get quarantined(): ReadonlyMap<string, number> {
-    return this.#slots.quarantined;
+  state(): PoolState['roles'][string] {
+    return { counts: this.#slots.counts(), quarantined: this.#slots.quarantined };
   }
 
   get connections(): number {
