@@ -2,7 +2,7 @@
  * The settings of `limits`: how many, how fast, how long, how large.
  */
 import { z } from 'zod';
-import { milliseconds } from './config-values.ts';
+import { milliseconds, secret } from './config-values.ts';
 
 /** What one client, one address and all of them together may have. `docs/limits.md` says what happens beyond it. */
 export const limits = z.strictObject({
@@ -56,6 +56,25 @@ export const limits = z.strictObject({
       maxDelayMs: milliseconds.min(1).default(60_000).describe('The longest such delay.'),
     })
     .prefault({}),
+  store: z
+    .strictObject({
+      redis: z.strictObject({
+        url: secret.describe(
+          'Where its URL is, which may hold a password: redis://… or rediss://… (TLS).',
+        ),
+        secret: secret.describe(
+          'What all proxies that share it have in common: names in the store, and the encryption of cancel requests, derive from it.',
+        ),
+        caFile: z.string().optional().describe('For rediss://. Default: the usual authorities.'),
+        timeoutMs: milliseconds
+          .min(10)
+          .max(5_000)
+          .default(250)
+          .describe('How long an answer is awaited.'),
+      }),
+    })
+    .optional()
+    .describe('A Redis or Valkey that several proxies share. Default: each proxy counts alone.'),
   missedCancelsPerSecond: z
     .int()
     .min(1)

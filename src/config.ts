@@ -72,6 +72,7 @@ export function settingsThatNeedRestart(before: Config, after: Config): string[]
     'admin.port': config.admin?.port,
     // Whether there is TLS, and whether certificates are asked for; the files are read again.
     'admin.tls': config.admin?.tls && `${config.admin.tls.clientCaFile !== undefined}`,
+    'limits.store': JSON.stringify(config.limits.store),
   });
   const [old, current] = [bound(before), bound(after)];
   return Object.keys(old).filter((name) => old[name] !== current[name]);
@@ -127,17 +128,41 @@ export function readSecrets(upstream: UpstreamConfig, path: string): SecretPair 
  * @throws {ConfigError} when the variable or file is missing or the secret is shorter than 32 characters.
  */
 export function readSecret(source: UpstreamConfig['secret'], path: string): string {
-  const value = 'env' in source ? process.env[source.env] : readSecretFile(source.file, path);
-  const where = 'env' in source ? `environment variable ${source.env}` : `file ${source.file}`;
-  if (value === undefined || value === '') {
-    throw new ConfigError([{ path, message: `${where} is not set or empty` }]);
-  }
+  const { value, where } = readText(source, path);
   if (value.length < 32) {
     throw new ConfigError([
       { path, message: `${where} holds fewer than 32 characters; try: openssl rand -hex 32` },
     ]);
   }
   return value;
+}
+
+/**
+ * The URL that a configuration points to, because it may hold a password.
+ *
+ * @throws {ConfigError} when the variable or file is missing or holds no URL of these protocols.
+ */
+export function readUrl(
+  source: UpstreamConfig['secret'],
+  path: string,
+  protocols: readonly string[],
+): string {
+  const { value, where } = readText(source, path);
+  if (URL.canParse(value) && protocols.includes(new URL(value).protocol)) return value;
+  const wanted = protocols.map((one) => `${one}//…`).join(' or ');
+  throw new ConfigError([{ path, message: `${where} does not hold a URL ${wanted}` }]);
+}
+
+function readText(
+  source: UpstreamConfig['secret'],
+  path: string,
+): { value: string; where: string } {
+  const value = 'env' in source ? process.env[source.env] : readSecretFile(source.file, path);
+  const where = 'env' in source ? `environment variable ${source.env}` : `file ${source.file}`;
+  if (value === undefined || value === '') {
+    throw new ConfigError([{ path, message: `${where} is not set or empty` }]);
+  }
+  return { value, where };
 }
 
 function readSecretFile(file: string, path: string): string {
@@ -192,8 +217,22 @@ function absolutePaths(config: Config, base: string): Config {
     ...(admin.readToken && { readToken: secret(admin.readToken) }),
     ...(admin.tls && { tls: tls(admin.tls) }),
   });
+  const absoluteLimits = ({ store, ...limits }: Config['limits']) =>
+    store === undefined
+      ? limits
+      : {
+          ...limits,
+          store: {
+            redis: {
+              ...tls(store.redis),
+              url: secret(store.redis.url),
+              secret: secret(store.redis.secret),
+            },
+          },
+        };
   return {
     ...config,
+    limits: absoluteLimits(config.limits),
     ...(config.admin && { admin: absoluteAdmin(config.admin) }),
     revocations:
       config.revocations.file === undefined ? {} : { file: from(config.revocations.file) },

@@ -17,8 +17,8 @@ import { ConfigError, ProxyError } from './errors.ts';
 import { createGeneration, type Generation, type House } from './generation.ts';
 import type { Revocation } from './identity/revocations.ts';
 import { canonical } from './limits/address.ts';
-import { type Ledger, type LedgerCounts, ProxyLedger } from './limits/ledger.ts';
-import { refusalLog } from './limits/refusal-log.ts';
+import type { Ledger, LedgerCounts } from './limits/ledger.ts';
+import { createSharing } from './limits/sharing.ts';
 import { createLogger, type Logger } from './log.ts';
 import { LogRation } from './limits/log-ration.ts';
 import { createMetrics, type Metrics } from './metrics.ts';
@@ -119,8 +119,6 @@ export function createProxy(
 ): Proxy {
   const roster = new Roster((asking, identity) => generation.objection(asking, identity));
   const retired = new Map<Generation, Promise<void>>();
-  const own = new ProxyLedger(config.limits, refusalLog(logger, metrics.limits));
-  const ledger = shared?.ledger ?? own;
   let clients = 0;
   let server: Server | undefined;
   let admin: Admin | undefined;
@@ -130,11 +128,17 @@ export function createProxy(
   let unwatch: (() => void) | undefined;
   const counting = new ConnectionMetrics(metrics);
 
+  const cancels =
+    shared?.cancels ?? createCancels(undefined, (outcome) => metrics.cancels.inc({ outcome }));
+  // Of several workers it is the primary that shares anything with other proxies.
+  const limits = shared ? { ...config.limits, store: undefined } : config.limits;
+  const sharing = createSharing(limits, logger, metrics.limits, (key) => cancels.forward(key));
+  const ledger = shared?.ledger ?? sharing.ledger;
+
   const house: House = {
     logger,
     metrics,
-    cancels:
-      shared?.cancels ?? createCancels(undefined, (outcome) => metrics.cancels.inc({ outcome })),
+    cancels,
     revocations: shared?.revocations ?? [],
     async admit(address, signal) {
       if (phase === 'draining') throw new ProxyError('draining');
@@ -146,7 +150,7 @@ export function createProxy(
     },
     async cancel(key, address) {
       if (!(await ledger.mayCancel(address))) return;
-      const matched = await house.cancels.forward(key);
+      const matched = (await cancels.forward(key)) || (await sharing.cancelElsewhere(key));
       logger.debug({ event: 'cancel', address, matched });
       if (!matched) ledger.missedCancel(address);
     },
@@ -211,7 +215,7 @@ export function createProxy(
     announce(metrics, next);
     if (credentials !== undefined) admin?.setCredentials(credentials);
     origins = createOrigins(next.listen);
-    own.setLimits(next.limits);
+    sharing.setLimits(next.limits);
     generation.context.verifier.warm();
     retired.set(
       previous,
@@ -238,6 +242,7 @@ export function createProxy(
   const open = async (): Promise<Address> => {
     generation.context.verifier.warm();
     unwatch = watchProcess(metrics);
+    sharing.open();
     // It answers while the rest is starting.
     await openAdmin();
     const address = await listenForClients();
@@ -293,6 +298,7 @@ export function createProxy(
     await Promise.all([closed, admin?.close()]);
     for (const previous of retired.keys()) previous.closeVerifier();
     await Promise.all([generation.retire(), ...retired.values()]);
+    await sharing.close();
     ration.close();
     unwatch?.();
   };
@@ -317,7 +323,7 @@ export function createProxy(
       connections: roster.size,
       clients,
       upstreams: Object.fromEntries([...generation.pools].map(([id, pool]) => [id, pool.counts()])),
-      limits: own.counts(),
+      limits: sharing.ledger.counts(),
       adminPort: admin?.port,
     }),
   };

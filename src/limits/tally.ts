@@ -21,6 +21,10 @@ export class LocalTally implements Tally {
     return this.#counts.size;
   }
 
+  keys(): IterableIterator<string> {
+    return this.#counts.keys();
+  }
+
   count(key: string): number {
     return this.#counts.get(key) ?? 0;
   }

@@ -13,7 +13,9 @@ export interface Siblings {
   readonly worker: number;
   /** How many workers there are, this one too. */
   readonly workers: number;
-  /** Has the worker that gave the key out forward it; resolves when that is done, with whether it was anybody's. */
+  /** Whether a key that is none of theirs may be another proxy's. */
+  readonly arePeers: boolean;
+  /** Has whoever gave the key out forward it; resolves when that is done, with whether it was anybody's. */
   forward(key: CancelKey): Promise<boolean>;
 }
 
@@ -44,8 +46,9 @@ export function shareCancels(own: Cancels, siblings: Siblings): Cancels {
     revoke: (key) => own.revoke(key),
     async forward(key) {
       const worker = workerOf(key.processId);
-      if (worker === siblings.worker) return own.forward(key);
-      return worker >= 1 && worker <= siblings.workers && send(key);
+      if (worker === siblings.worker && (await own.forward(key))) return true;
+      const isOfOurs = worker !== siblings.worker && worker >= 1 && worker <= siblings.workers;
+      return (isOfOurs || siblings.arePeers) && send(key);
     },
   };
 }

@@ -16,8 +16,7 @@ import { changedSettings, settingsThatNeedRestart, type Config } from '../config
 import { ConfigError } from '../errors.ts';
 import { Revocations } from '../identity/revocations.ts';
 import { canonical } from '../limits/address.ts';
-import { ProxyLedger } from '../limits/ledger.ts';
-import { refusalLog } from '../limits/refusal-log.ts';
+import { createSharing, type ForwardOwn } from '../limits/sharing.ts';
 import type { Logger } from '../log.ts';
 import { createMetrics } from '../metrics.ts';
 import { watchProcess } from '../metrics-process.ts';
@@ -79,7 +78,14 @@ export function createWorkers(
     onProblem: () => {},
   });
   let origins = createOrigins(config.listen);
-  const ledger = new ProxyLedger(config.limits, refusalLog(logger, metrics.limits));
+  /** Has the worker whose key it is forward it. A key of a worker that is gone is nobody's. */
+  const forward: ForwardOwn = async (key) => {
+    const owner = crew.member(workerOf(key.processId));
+    const asked = owner?.ask({ what: 'cancel', ...key }, CANCEL_MS).catch(() => false);
+    return (await asked) === true;
+  };
+  const sharing = createSharing(config.limits, logger, metrics.limits, forward);
+  const { ledger } = sharing;
   const desk = new LedgerDesk(ledger);
   const dispatch = new Dispatch(() => ({
     maxSockets: config.limits.maxClients + config.limits.maxUnauthenticated,
@@ -101,9 +107,11 @@ export function createWorkers(
       onLimit: (member, note) => desk.onNote(member, note),
       async onQuestion(member, question) {
         if (question.what !== 'cancel') return desk.onQuestion(member, question);
-        const owner = crew.member(workerOf(question.processId));
-        // A key of a worker that is gone is nobody's.
-        return owner?.ask(question, CANCEL_MS).catch(() => false);
+        const { processId, secretKey } = question;
+        const key = { processId, secretKey: Buffer.from(secretKey) };
+        // What comes from its own worker is known to be none of that one's.
+        if (workerOf(processId) !== member.number && (await forward(key))) return true;
+        return sharing.cancelElsewhere(key);
       },
       onGone(member) {
         if (phase !== 'draining') metrics.workersLost.inc();
@@ -138,7 +146,7 @@ export function createWorkers(
     if (credentials !== undefined) admin?.setCredentials(credentials);
     logger.level = next.log.level;
     origins = createOrigins(next.listen);
-    ledger.setLimits(next.limits);
+    sharing.setLimits(next.limits);
     await crew.order((worker) => ({
       what: 'reload',
       config: shareOf(next, worker, workers),
@@ -175,6 +183,7 @@ export function createWorkers(
       { pauseOnConnect: true },
     );
     unwatch = watchProcess(metrics);
+    sharing.open();
     await crew.start();
     if (phase === 'starting') phase = 'serving';
     return address();
@@ -200,6 +209,7 @@ export function createWorkers(
     if (server?.listening) server.close();
     dispatch.close();
     await crew.end(how);
+    await sharing.close();
     await admin?.close();
     unwatch?.();
   };

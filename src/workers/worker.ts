@@ -88,6 +88,7 @@ async function start({ worker, workers, config, revocations, address }: Start): 
         cancels: shareCancels(own, {
           worker,
           workers,
+          arePeers: config.limits.store !== undefined,
           async forward(key) {
             const asked = questions.ask({ what: 'cancel', ...key }, CANCEL_MS);
             return (await asked.catch(() => false)) === true;

@@ -37,6 +37,7 @@ describe('a cancel key', () => {
     const cancels = shareCancels(own, {
       worker: 2,
       workers: 4,
+      arePeers: false,
       forward: async ({ processId }) => sent.push(workerOf(processId)) > 0,
     });
 
@@ -58,6 +59,7 @@ describe('a cancel key', () => {
     const cancels = shareCancels(createCancels(1), {
       worker: 1,
       workers: 2,
+      arePeers: false,
       forward: async () => {
         asked++;
         await released;

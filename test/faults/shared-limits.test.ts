@@ -1,0 +1,263 @@
+/**
+ * Two proxies behind one address that share a real Redis: their limits together, and what becomes of them when it is gone,
+ * slow, full, restarted or talks nonsense. Logins never fail for it.
+ */
+import { Writable } from 'node:stream';
+import type pg from 'pg';
+import { pino } from 'pino';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { createProxy, parseConfig, type Proxy } from '../../src/proxy.ts';
+import { hasRedis, TestRedis } from '../support/redis.ts';
+import { startStack, until, type Stack } from '../support/stack.ts';
+
+const SECRET = 'what-all-proxies-have-in-common-0123456789';
+
+describe.runIf(hasRedis)('two proxies with one store', () => {
+  let stack: Stack;
+  let redis: TestRedis;
+  let proxies: { proxy: Proxy; port: number; log: Record<string, unknown>[] }[];
+  const clients: pg.Client[] = [];
+
+  beforeAll(async () => {
+    stack = await startStack({ slots: 40 });
+    process.env['PGJOT_TEST_REDIS_SECRET'] = SECRET;
+  });
+  afterAll(() => stack.close());
+
+  beforeEach(async () => {
+    redis = await TestRedis.start();
+    process.env['PGJOT_TEST_REDIS_URL'] = redis.url;
+    proxies = [];
+  });
+  afterEach(async () => {
+    await Promise.all(clients.splice(0).map((client) => client.end().catch(() => {})));
+    await Promise.all(proxies.map(({ proxy }) => proxy.close()));
+    await redis[Symbol.asyncDispose]();
+  });
+
+  /** Starts another proxy with these limits, and waits until it has given a sign of life to the store. */
+  async function start(limits: object): Promise<void> {
+    const log: Record<string, unknown>[] = [];
+    const lines = new Writable({
+      write(chunk: Buffer, _, next) {
+        for (const line of chunk.toString().trim().split('\n')) log.push(JSON.parse(line));
+        next();
+      },
+    });
+    const store = {
+      redis: {
+        url: { env: 'PGJOT_TEST_REDIS_URL' },
+        secret: { env: 'PGJOT_TEST_REDIS_SECRET' },
+        timeoutMs: 2_000,
+      },
+    };
+    const proxy = createProxy(parseConfig({ ...stack.config, limits: { store, ...limits } }), {
+      logger: pino({ level: 'info', base: null }, lines),
+    });
+    const { port } = await proxy.start();
+    proxies.push({ proxy, port, log });
+    await until(() =>
+      redis
+        .run(async (client) => (await client.keys('pgjot:alive:*')).length >= proxies.length)
+        .catch(() => true),
+    );
+  }
+
+  async function login(index: number, sub = 'alice', password?: string): Promise<string> {
+    const { port } = proxies[index] as (typeof proxies)[number];
+    try {
+      clients.push(await stack.connect(sub, { port, ...(password !== undefined && { password }) }));
+      return 'in';
+    } catch (error) {
+      return (error as { code: string }).code;
+    }
+  }
+  const logged = (index: number, event: string) =>
+    until(() => proxies[index]?.log.some((line) => line['event'] === event));
+  const leaveAll = async () => {
+    await Promise.all(clients.splice(0).map((client) => client.end()));
+    await until(() => proxies.every(({ proxy }) => proxy.counts().clients === 0));
+  };
+
+  it('count clients of an address, and of a subject, together; and those of neither when they have left', async () => {
+    const limits = { maxClientsPerAddress: 4, maxClientsPerSubject: 2 };
+    await start(limits);
+    await start(limits);
+
+    expect([await login(0), await login(1), await login(0), await login(1)]).toEqual([
+      'in',
+      'in',
+      '53300',
+      '53300',
+    ]);
+    expect([await login(0, 'bob'), await login(1, 'bob'), await login(1, 'carol')]).toEqual([
+      'in',
+      'in',
+      '53300',
+    ]);
+    await leaveAll();
+    await until(() =>
+      redis.run(async (client) => (await client.keys('pgjot:address:*')).length === 0),
+    );
+    expect([await login(1), await login(1), await login(0)]).toEqual(['in', 'in', '53300']);
+  });
+
+  it('of which one dies: its counts are over when its signs of life are', async () => {
+    await start({ maxClientsPerAddress: 1 });
+    // As a proxy that was killed has left it: with a count, and without a sign of life.
+    await redis.run(async (client) => {
+      expect(await login(0)).toBe('in');
+      const [name] = await client.keys('pgjot:address:*');
+      await client.hset(name as string, 'dead', 5);
+      await client.set('pgjot:alive:dead', 1);
+    });
+    await leaveAll();
+    expect(await login(0)).toBe('53300');
+
+    await redis.run((client) => client.del('pgjot:alive:dead'));
+    expect(await login(0)).toBe('in');
+  });
+
+  it('hold failed logins against an address together, and forget them together', async () => {
+    const limits = { failedLogins: { allowed: 3, delayMs: 60_000, maxDelayMs: 60_000 } };
+    await start(limits);
+    await start(limits);
+    const bad = `${(await stack.token('mallory')).slice(0, -8)}AAAAAAAA`;
+    const settled = (failures: number) =>
+      until(() =>
+        redis.run(async (client) => {
+          const [name] = await client.keys('pgjot:setback:*');
+          const values = name === undefined ? [] : await client.hvals(name);
+          return failures === 0 ? values.length === 0 : values[0]?.startsWith(`${failures}:`);
+        }),
+      );
+
+    for (const [index, failures] of [
+      [0, 1],
+      [1, 2],
+      [0, 3],
+    ] as const) {
+      expect(await login(index, 'x', bad)).toBe('28P01');
+      await settled(failures);
+    }
+    expect(await login(1, 'good')).toBe('in');
+    await settled(0);
+    for (const failures of [1, 2, 3, 4]) {
+      expect(await login(0, 'x', bad)).toBe('28P01');
+      await settled(failures);
+    }
+    expect(await login(1, 'another')).toBe('53400');
+  });
+
+  it('bound logins by the second together', async () => {
+    await start({ loginsPerSecond: 3 });
+    await start({ loginsPerSecond: 3 });
+    const startedAt = performance.now();
+    const outcomes = await Promise.all(Array.from({ length: 24 }, (_, i) => login(i % 2)));
+    const seconds = Math.floor((performance.now() - startedAt) / 1_000) + 2;
+
+    expect(outcomes.filter((one) => one === 'in').length).toBeLessThanOrEqual(3 * seconds);
+    expect(outcomes.filter((one) => one === 'in').length).toBeGreaterThanOrEqual(3);
+    expect(outcomes.filter((one) => one !== 'in' && one !== '53400')).toEqual([]);
+  });
+
+  it('count alone while it is gone, loudly, and together again when it is back, empty', async () => {
+    const limits = { maxClientsPerAddress: 2 };
+    await start(limits);
+    await start(limits);
+    expect([await login(0), await login(1)]).toEqual(['in', 'in']);
+    expect(await login(0)).toBe('53300');
+
+    await redis.stop();
+    await logged(0, 'limit_store_lost');
+    await logged(1, 'limit_store_lost');
+    expect([await login(0), await login(0), await login(1), await login(1)]).toEqual([
+      'in',
+      '53300',
+      'in',
+      '53300',
+    ]);
+    await clients.pop()?.end();
+    await clients.pop()?.end();
+
+    await redis.start();
+    await logged(0, 'limit_store_back');
+    // Both have said what they have.
+    await until(() =>
+      redis.run(async (client) => {
+        const [name] = await client.keys('pgjot:address:*');
+        return name !== undefined && (await client.hlen(name)) === 2;
+      }),
+    );
+    expect([await login(0), await login(1)]).toEqual(['53300', '53300']);
+  });
+
+  it('let clients in without it when they start', async () => {
+    await redis.stop();
+    await start({ maxClientsPerAddress: 1, loginsPerSecond: 100 });
+
+    expect([await login(0), await login(0)]).toEqual(['in', '53300']);
+  });
+
+  it('do not wait for it while it hangs', async () => {
+    await start({ maxClientsPerAddress: 5, loginsPerSecond: 100 });
+    redis.signal('SIGSTOP');
+    try {
+      // The first finds out, within its timeout of two seconds; the others are not held up.
+      expect(await login(0)).toBe('in');
+      const startedAt = performance.now();
+      expect(await login(0)).toBe('in');
+      expect(performance.now() - startedAt).toBeLessThan(10_000);
+      await logged(0, 'limit_store_lost');
+    } finally {
+      redis.signal('SIGCONT');
+    }
+  });
+
+  it.each<[string, (redis: TestRedis) => Promise<unknown>]>([
+    ['full', (one) => one.run((client) => client.config('SET', 'maxmemory', '1'))],
+    ['read-only', (one) => one.run((client) => client.replicaof('127.0.0.1', 1))],
+    [
+      'answering nonsense',
+      (one) =>
+        one.run(async (client) => {
+          for (const name of await client.keys('pgjot:[asr]*')) {
+            if (!name.startsWith('pgjot:alive:')) await client.set(name, 'nonsense');
+          }
+        }),
+    ],
+  ])('let clients in, counted alone, while it is %s', async (_, spoil) => {
+    await start({ maxClientsPerAddress: 3, maxClientsPerSubject: 3, loginsPerSecond: 100 });
+    expect(await login(0)).toBe('in');
+    await spoil(redis);
+
+    expect([await login(0), await login(0), await login(0)]).toEqual(['in', 'in', '53300']);
+    await logged(0, 'limit_store_lost');
+  });
+
+  it('tell nobody who reads there, or in the log, an address, a subject, an issuer or the secret', async () => {
+    await start({
+      maxClientsPerAddress: 9,
+      maxClientsPerSubject: 9,
+      loginsPerSecondPerAddress: 99,
+    });
+    const bad = `${(await stack.token('mallory')).slice(0, -8)}AAAAAAAA`;
+    await login(0, 'marked-subject');
+    await login(0, 'x', bad);
+
+    const everything = await redis.run(async (client) => {
+      const names = await client.keys('*');
+      const values = await Promise.all(
+        names.map(async (name) =>
+          (await client.type(name)) === 'hash' ? client.hgetall(name) : client.get(name),
+        ),
+      );
+      return JSON.stringify([names, values]);
+    });
+    expect(everything).toContain('pgjot:subject:');
+    for (const mark of ['127.0.0.1', 'marked-subject', stack.issuer.url, SECRET]) {
+      expect(everything).not.toContain(mark);
+    }
+    expect(JSON.stringify(proxies[0]?.log)).not.toContain(SECRET);
+  });
+});
