@@ -38,7 +38,7 @@ const LONG_MEGABYTES = 10_000;
 // Once logged in, all targets of one column are the same, so one of them stands for it. PgBouncer's is the
 // one without authentication: its pool then needs no client's keys to log in upstream.
 const loggedIn = (/** @type {Target} */ target) =>
-  target.authenticates !== (target.column === 'pgbouncer');
+  target.column !== 'bare' && target.authenticates !== (target.column === 'pgbouncer');
 /** The columns that matter most, where measuring all would take too long. */
 const MAIN = new Set(['direct', 'pgjot', 'pgbouncer']);
 const few = (/** @type {Target} */ target) => loggedIn(target) && MAIN.has(target.column);

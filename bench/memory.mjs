@@ -38,6 +38,7 @@ export async function silence(
     pgbouncer: () => startPgBouncer(stage, upstream, 'trust'),
     haproxy: () => startHaproxy(stage, upstream),
     pipe: () => startPipe(stage, upstream),
+    bare: () => Promise.reject(new Error('a bare pool is for logins alone')),
   }[like.column]();
   const { proxy } = target;
   if (proxy === undefined) throw new Error('there is no proxy');

@@ -24,6 +24,7 @@ export const COLUMNS = {
   pgbouncer: 'PgBouncer',
   haproxy: 'HAProxy',
   pipe: 'Node `pipe()`',
+  bare: 'Node, a bare pool',
 };
 const columns = /** @type {Column[]} */ (Object.keys(COLUMNS));
 

@@ -14,7 +14,7 @@ import { accepts, ask, freePort } from './stage.mjs';
 
 /**
  * @typedef {object} Target One way to the database.
- * @property {'direct' | 'pgjot' | 'pgbouncer' | 'haproxy' | 'pipe'} column
+ * @property {'direct' | 'pgjot' | 'pgbouncer' | 'haproxy' | 'pipe' | 'bare'} column
  * @property {boolean} authenticates Whether its clients must prove who they are.
  * @property {number} port
  * @property {string} user
@@ -55,6 +55,7 @@ export async function startTargets(stage, postgres, options) {
   if (version.haproxy() === '') missing.push('HAProxy is not installed: its column is left out');
   else targets.push(await startHaproxy(stage, postgres));
   targets.push(await startPipe(stage, postgres));
+  targets.push(await startBare(stage, postgres));
   return { targets, missing };
 }
 
@@ -162,4 +163,17 @@ export async function startPipe(stage, postgres) {
   });
   const { password } = postgres;
   return { column: 'pipe', authenticates: true, port, user: 'bench', password, proxy };
+}
+
+/**
+ * @param {Stage} stage
+ * @param {Postgres} postgres
+ * @returns {Promise<Target>}
+ */
+async function startBare(stage, postgres) {
+  const port = await freePort();
+  const script = fileURLToPath(new URL('./bare.mjs', import.meta.url));
+  const args = [script, String(port), String(postgres.port), DATABASE];
+  const proxy = await stage.serve(process.execPath, args, { ready: () => accepts(port) });
+  return { column: 'bare', authenticates: true, port, user: 'bench', password: 'any', proxy };
 }
