@@ -31,14 +31,19 @@ createServer({ noDelay: true }, (client) => {
   let session;
   let isStarted = false;
   client.on('error', () => {});
-  client.on('data', async (chunk) => {
+  const begin = (/** @type {Session} */ given) => {
+    session = given;
+    session.hear = (bytes) => client.write(bytes);
+    client.write(session.greeting);
+  };
+  client.on('data', (chunk) => {
     if (!isStarted) {
       isStarted = true;
       client.write(ASK);
     } else if (session === undefined) {
-      session = idle.pop() ?? (await open());
-      session.hear = (bytes) => client.write(bytes);
-      client.write(session.greeting);
+      const kept = idle.pop();
+      if (kept === undefined) open(begin);
+      else begin(kept);
     } else if (chunk.equals(TERMINATE)) {
       reset(session);
       client.end();
@@ -56,22 +61,20 @@ function reset(session) {
   session.socket.write(DISCARD_ALL);
 }
 
-/** @returns {Promise<Session>} */
-function open() {
+/** @param {(session: Session) => void} onOpen */
+function open(onOpen) {
   const socket = connect({ host: '127.0.0.1', port: Number(upstreamPort), noDelay: true });
   socket.write(STARTUP);
-  return new Promise((resolve) => {
-    /** @type {Session} */
-    const session = {
-      socket,
-      greeting: Buffer.alloc(0),
-      hear(chunk) {
-        session.greeting = Buffer.concat([session.greeting, chunk]);
-        if (isReady(chunk)) resolve(session);
-      },
-    };
-    socket.on('data', (chunk) => session.hear(chunk));
-  });
+  /** @type {Session} */
+  const session = {
+    socket,
+    greeting: Buffer.alloc(0),
+    hear(chunk) {
+      session.greeting = Buffer.concat([session.greeting, chunk]);
+      if (isReady(chunk)) onOpen(session);
+    },
+  };
+  socket.on('data', (chunk) => session.hear(chunk));
 }
 
 /** @param {Buffer} chunk */

@@ -51,8 +51,8 @@ export interface Overview {
 export interface Premises {
   readonly roster: Roster;
   /** The generation that new connections belong to. */
-  current(): Generation;
-  phase(): Circumstances['phase'];
+  readonly current: () => Generation;
+  readonly phase: () => Circumstances['phase'];
 }
 
 const PAGE = 100;
