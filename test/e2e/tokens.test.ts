@@ -331,6 +331,8 @@ describe('a token', () => {
       upstream: { port: relay.port },
       settings: { log_statement: 'all', log_connections: 'on', log_min_messages: 'debug1' },
       onLog: (line) => serverLog.push(line),
+      // So that each of them is looked at, and none refused because others were.
+      limits: { failedLogins: { allowed: 10_000 } },
     });
     relay.toward(stack.postgres.port);
     stranger = await startIssuer();
