@@ -74,6 +74,9 @@ export async function startAdmin(
   };
   const server = createListener(asked, onRequest);
   server.maxConnections = MAX_CONNECTIONS;
+  // Attack: requests by the thousand behind one another. Node never says of those behind the first that they are over.
+  server.maxRequestsPerSocket = 1;
+  server.on('dropRequest', (_, socket) => void socket.destroy());
   await new Promise<void>((resolve, reject) => {
     server.once('error', reject);
     server.listen({ host, port }, () => {

@@ -79,7 +79,9 @@ describe('the endpoint', () => {
   });
 
   it.each<[string, Record<string, string>, number]>([
-    ['/', {}, 404],
+    ['/', {}, 405],
+    ['//reload', {}, 404],
+    ['/%72eload', {}, 404],
     ['/revocations/', { body: '{}' }, 404],
     ['/constructor', {}, 404],
     ['/reload', { method: 'GET' }, 405],
@@ -131,6 +133,18 @@ describe('the endpoint', () => {
     await until(() => ended.length === 67);
     expect(performance.now() - startedAt).toBeLessThan(8_000);
   }, 20_000);
+
+  it('hears one request on a connection: thousands behind one another would never be over', async () => {
+    heard.length = 0;
+    const socket = connect(admin.port, '127.0.0.1').resume();
+    const closed = new Promise((resolve) => socket.on('error', () => {}).once('close', resolve));
+    const one = `POST /reload HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer ${TOKEN}\r\n\r\n`;
+    socket.write(one.repeat(1_000));
+
+    await closed;
+
+    expect(heard.length).toBeLessThanOrEqual(1);
+  });
 
   it('says what is wrong with a configuration', async () => {
     const reload = () => {
