@@ -7,8 +7,10 @@
  *   pgjot:rate:…            rate-limiter-flexible's
  *
  * Each proxy's own count is its own truth: it tells the store the number, never a difference, so that nothing drifts when an
- * answer is lost, and tells it all again when the store has forgotten. While it does not answer each proxy counts alone.
+ * answer is lost, and tells it all again when the store has forgotten. While it does not answer each proxy counts alone; what
+ * it could not tell then leaves the store with its name: it takes another one, under which it tells everything.
  */
+import { randomBytes } from 'node:crypto';
 import { RateLimiterRedis } from 'rate-limiter-flexible';
 import type { Config } from '../config.ts';
 import type { LedgerStore } from './ledger.ts';
@@ -80,13 +82,14 @@ export class RedisStore implements LedgerStore {
   readonly loginsByAddress: Rate;
   readonly setbacks: Setbacks;
   readonly #link: RedisLink;
+  readonly #voice: Voice = { name: newName(), isBehind: false };
   #pulse: NodeJS.Timeout | undefined;
   #recountAt = 0;
 
   constructor(link: RedisLink, limits: () => Config['limits']) {
     this.#link = link;
-    this.addresses = new SharedTally(link, 'address');
-    this.subjects = new SharedTally(link, 'subject');
+    this.addresses = new SharedTally(link, this.#voice, 'address');
+    this.subjects = new SharedTally(link, this.#voice, 'subject');
     this.logins = sharedRate(link, 'all', () => limits().loginsPerSecond);
     this.loginsByAddress = sharedRate(link, 'by', () => limits().loginsPerSecondPerAddress);
     this.setbacks = new SharedSetbacks(link, () => limits().failedLogins);
@@ -101,47 +104,65 @@ export class RedisStore implements LedgerStore {
   /** What this proxy has counted is over at once, for the others too. */
   async close(): Promise<void> {
     clearInterval(this.#pulse);
-    await this.#link.ask((redis) => redis.del(this.#alive)).catch(() => {});
-  }
-
-  get #alive(): string {
-    return `pgjot:alive:${this.#link.proxy}`;
+    await this.#link.ask((redis) => redis.del(aliveOf(this.#voice.name))).catch(() => {});
   }
 
   /** A sign of life. Where the last one is gone, others may have dropped our counts, or the store has lost everything. */
   async #beat(): Promise<void> {
-    const isForgotten = await this.#link.ask(
-      async (redis) => (await redis.pexpire(this.#alive, ALIVE_MS)) === 0,
-    );
-    if (isForgotten) await this.#link.ask((redis) => redis.set(this.#alive, 1, 'PX', ALIVE_MS));
-    if (!isForgotten && performance.now() < this.#recountAt) return;
+    const { name, isBehind } = this.#voice;
+    const isKnown =
+      !isBehind && (await this.#link.ask((redis) => redis.pexpire(aliveOf(name), ALIVE_MS))) === 1;
+    if (!isKnown) await this.#introduce(isBehind ? newName() : name);
+    if (isKnown && performance.now() < this.#recountAt) return;
     await Promise.all([this.addresses.tellAll(), this.subjects.tellAll()]);
     this.#recountAt = performance.now() + RECOUNT_MS;
   }
+
+  /** Lives under this name from now on; what is counted under the one before counts no more. */
+  async #introduce(name: string): Promise<void> {
+    const before = this.#voice.name;
+    await this.#link.ask((redis) => redis.set(aliveOf(name), 1, 'PX', ALIVE_MS));
+    Object.assign(this.#voice, { name, isBehind: false });
+    if (name !== before) await this.#link.ask((redis) => redis.del(aliveOf(before)));
+  }
+}
+
+/** As whom a proxy counts. */
+interface Voice {
+  name: string;
+  /** Whether the store has not heard something: what it has of ours may be wrong, under keys that we know no more. */
+  isBehind: boolean;
+}
+
+function newName(): string {
+  return randomBytes(8).toString('hex');
+}
+
+function aliveOf(name: string): string {
+  return `pgjot:alive:${name}`;
 }
 
 /** A tally of all proxies together. */
 class SharedTally implements Tally {
   readonly #link: RedisLink;
+  readonly #voice: Voice;
   readonly #kind: string;
   readonly #own = new LocalTally();
 
-  constructor(link: RedisLink, kind: string) {
+  constructor(link: RedisLink, voice: Voice, kind: string) {
     this.#link = link;
+    this.#voice = voice;
     this.#kind = kind;
   }
 
   async add(key: string, limit: number): Promise<boolean> {
     if (!this.#own.add(key, limit)) return false;
-    const { proxy } = this.#link;
-    const name = this.#link.nameOf(this.#kind, key);
-    const count = this.#own.count(key);
-    const answer = this.#link.ask((redis) =>
-      redis.eval(ADD, 1, name, proxy, count, limit === Infinity ? 1e9 : limit, COUNT_MS),
-    );
+    const most = limit === Infinity ? 1e9 : limit;
+    const answer = this.#say(ADD, key, this.#own.count(key), most, COUNT_MS);
     // Where nobody knows of the others, there is room as far as anybody knows.
     const hasRoom = (await answer.catch(() => 1)) !== 0;
-    if (!hasRoom) this.#own.remove(key);
+    // It may have been told meanwhile, when another left.
+    if (!hasRoom) this.remove(key);
     return hasRoom;
   }
 
@@ -159,11 +180,19 @@ class SharedTally implements Tally {
   }
 
   async #tell(key: string): Promise<void> {
-    const { proxy } = this.#link;
+    await this.#say(TELL, key, this.#own.count(key), COUNT_MS);
+  }
+
+  async #say(script: string, key: string, ...said: number[]): Promise<unknown> {
     const name = this.#link.nameOf(this.#kind, key);
-    await this.#link.ask((redis) =>
-      redis.eval(TELL, 1, name, proxy, this.#own.count(key), COUNT_MS),
-    );
+    try {
+      return await this.#link.ask((redis) =>
+        redis.eval(script, 1, name, this.#voice.name, ...said),
+      );
+    } catch (error) {
+      this.#voice.isBehind = true;
+      throw error;
+    }
   }
 }
 

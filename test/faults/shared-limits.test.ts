@@ -235,6 +235,19 @@ describe.runIf(hasRedis)('two proxies with one store', () => {
     await logged(0, 'limit_store_lost');
   });
 
+  it('count nobody any more who left while it took nothing', async () => {
+    await start({ maxClientsPerAddress: 2 });
+    await start({ maxClientsPerAddress: 2 });
+    expect([await login(0), await login(0), await login(1)]).toEqual(['in', 'in', '53300']);
+
+    await redis.run((client) => client.replicaof('127.0.0.1', 1));
+    await leaveAll();
+    await logged(0, 'limit_store_lost');
+    await redis.run((client) => client.replicaof('NO', 'ONE'));
+
+    await until(async () => (await login(1)) === 'in');
+  });
+
   it('tell nobody who reads there, or in the log, an address, a subject, an issuer or the secret', async () => {
     await start({
       maxClientsPerAddress: 9,
