@@ -52,8 +52,10 @@ export class CancelExchange {
   readonly #forward: ForwardOwn;
   readonly #key: Buffer;
   readonly #open = new Map<string, Open>();
-  /** Requests that have been seen, so that nobody sends one twice; the oldest first. */
-  readonly #seen = new Set<string>();
+  /** Requests that have been seen, and when they were made, so that nobody sends one twice; the oldest first. */
+  readonly #seen = new Map<string, number>();
+  /** When the youngest was made of those that have been forgotten again: whatever is no younger may be one of them. */
+  #forgottenUntil = 0;
   #serving = 0;
 
   constructor(link: RedisLink, forward: ForwardOwn) {
@@ -122,11 +124,7 @@ export class CancelExchange {
   async #onRequest(request: Exclude<Message, { found: boolean }>): Promise<void> {
     const { id, from, at, processId, secretKey } = request;
     if (from === this.#link.proxy) return;
-    // Attack: a request that was overheard is sent again, to cancel what its session runs now.
-    if (Math.abs(Date.now() - at) > FRESH_MS || this.#seen.has(id)) return;
-    this.#seen.add(id);
-    const [oldest] = this.#seen;
-    if (this.#seen.size > MAX_REMEMBERED) this.#seen.delete(oldest as string);
+    if (!this.#isNew(id, at)) return;
     let found = false;
     if (this.#serving < MAX_UNDER_WAY) {
       this.#serving++;
@@ -136,6 +134,19 @@ export class CancelExchange {
     }
     const answer = this.#seal({ id, found });
     await this.#link.ask((redis) => redis.publish(`${CHANNEL}:${from}`, answer)).catch(() => {});
+  }
+
+  /** Attack: a request that was overheard is sent again, to cancel what its session runs now; perhaps behind ten thousand others. */
+  #isNew(id: string, at: number): boolean {
+    if (Math.abs(Date.now() - at) > FRESH_MS || at <= this.#forgottenUntil) return false;
+    if (this.#seen.has(id)) return false;
+    this.#seen.set(id, at);
+    if (this.#seen.size > MAX_REMEMBERED) {
+      const [oldest, madeAt] = this.#seen.entries().next().value as [string, number];
+      this.#seen.delete(oldest);
+      this.#forgottenUntil = Math.max(this.#forgottenUntil, madeAt);
+    }
+    return true;
   }
 
   #seal(message: Message): string {
