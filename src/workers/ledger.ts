@@ -48,6 +48,8 @@ const NEVER = new AbortController().signal;
 interface Held {
   readonly sockets: Map<number, () => void>;
   readonly clients: Map<number, CountedIn>;
+  /** Who is being counted in, and has not left meanwhile. */
+  readonly coming: Set<number>;
 }
 
 /** The primary's part: what each worker has in the ledger. */
@@ -60,7 +62,7 @@ export class LedgerDesk {
   }
 
   onNote(user: LedgerUser, note: LimitNote): void {
-    const { sockets, clients } = this.#of(user);
+    const { sockets, clients, coming } = this.#of(user);
     switch (note.what) {
       case 'enter': {
         const { id, address } = note;
@@ -77,6 +79,7 @@ export class LedgerDesk {
       case 'leave':
         clients.get(note.id)?.leave();
         clients.delete(note.id);
+        coming.delete(note.id);
         return;
       case 'failed':
       case 'succeeded':
@@ -104,29 +107,33 @@ export class LedgerDesk {
   }
 
   onGone(user: LedgerUser): void {
-    const { sockets, clients } = this.#of(user);
+    const { sockets, clients, coming } = this.#of(user);
     this.#held.delete(user);
+    coming.clear();
     for (const exit of sockets.values()) exit();
     for (const client of clients.values()) client.leave();
   }
 
   async #admit(user: LedgerUser, id: number, address: string): Promise<AdmitAnswer> {
-    const held = this.#of(user);
+    const { clients, coming } = this.#of(user);
+    coming.add(id);
     try {
       const client = await this.#ledger.admit(address, NEVER);
-      if (this.#held.get(user) === held) held.clients.set(id, client);
+      if (coming.has(id)) clients.set(id, client);
       else client.leave();
       return { key: client.key, waits: client.waits };
     } catch (error) {
       if (error instanceof LimitError) return { code: error.code, limit: error.limit };
       throw error;
+    } finally {
+      coming.delete(id);
     }
   }
 
   #of(user: LedgerUser): Held {
     const known = this.#held.get(user);
     if (known !== undefined) return known;
-    const held = { sockets: new Map(), clients: new Map() };
+    const held: Held = { sockets: new Map(), clients: new Map(), coming: new Set() };
     this.#held.set(user, held);
     return held;
   }
@@ -166,7 +173,12 @@ export class RemoteLedger implements Ledger {
 
   async admit(address: string, signal: AbortSignal): Promise<Admission> {
     const id = ++this.#lastId;
-    const answer = (await this.#line.ask({ what: 'admit', id, address })) as AdmitAnswer;
+    const asked = this.#line.ask({ what: 'admit', id, address }).catch((error: unknown) => {
+      // It may be counted in later than anybody waits for it.
+      this.#line.tell({ what: 'leave', id });
+      throw error;
+    });
+    const answer = (await asked) as AdmitAnswer;
     if ('code' in answer) throw new LimitError(answer.code, answer.limit);
     const admission = new CountedIn(this.#storeOf(id), answer.key, {
       refusal: (code, limit, hint) => {

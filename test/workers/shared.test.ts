@@ -5,8 +5,10 @@ import { describe, expect, it, vi } from 'vitest';
 import { parseConfig } from '../../src/config.ts';
 import { ConfigError } from '../../src/errors.ts';
 import { createCancels, MAX_WORKERS, workerOf, type CancelKey } from '../../src/upstream/cancel.ts';
+import { localStore, ProxyLedger } from '../../src/limits/ledger.ts';
 import { shareCancels } from '../../src/workers/cancels.ts';
 import { Dispatch, type Taker } from '../../src/workers/dispatch.ts';
+import { LedgerDesk, RemoteLedger, type LimitNote } from '../../src/workers/ledger.ts';
 import { toPrimary, toWorker } from '../../src/workers/messages.ts';
 import { answer, Questions } from '../../src/workers/questions.ts';
 import { assertShareable, shareOf } from '../../src/workers/share.ts';
@@ -209,28 +211,28 @@ describe('a message', () => {
   );
 });
 
-describe('a share', () => {
-  const config = (maxConnections: number, ofRole = maxConnections, spares = 4) =>
-    parseConfig({
-      providers: {
-        own: {
-          issuer: 'https://id.example',
-          jwksUri: 'https://id.example/k',
-          audience: 'a',
-          roles: ['r'],
-        },
+const config = (maxConnections: number, ofRole = maxConnections, spares = 4) =>
+  parseConfig({
+    providers: {
+      own: {
+        issuer: 'https://id.example',
+        jwksUri: 'https://id.example/k',
+        audience: 'a',
+        roles: ['r'],
       },
-      upstreams: {
-        main: {
-          host: 'db',
-          database: 'd',
-          secret: { env: 'S' },
-          roles: { r: { slots: 100, maxConnections: ofRole } },
-          pool: { maxConnections, spares },
-        },
+    },
+    upstreams: {
+      main: {
+        host: 'db',
+        database: 'd',
+        secret: { env: 'S' },
+        roles: { r: { slots: 100, maxConnections: ofRole } },
+        pool: { maxConnections, spares },
       },
-    });
+    },
+  });
 
+describe('a share', () => {
   it.each([
     [10, 4],
     [4, 4],
@@ -264,5 +266,42 @@ describe('a share', () => {
       shareOf(config(100, 100, of), 3, 4).upstreams['main']?.pool.spares;
 
     expect([spares(0), spares(1), spares(4), spares(5)]).toEqual([0, 1, 1, 2]);
+  });
+});
+
+describe('a login that the ledger has not answered in time', () => {
+  it('is told to have left by its worker', async () => {
+    const told: LimitNote[] = [];
+    const ledger = new RemoteLedger({
+      tell: (note) => told.push(note),
+      ask: () => Promise.reject(new Error('has not answered within 10000 ms')),
+      maxPerSubject: () => undefined,
+    });
+
+    const admitted = ledger.admit('192.0.2.1', new AbortController().signal);
+
+    await expect(admitted).rejects.toThrow('has not answered');
+    expect(told).toEqual([{ what: 'leave', id: 1 }]);
+  });
+
+  it.each<[string, (desk: LedgerDesk, user: Parameters<LedgerDesk['onNote']>[0]) => void]>([
+    ['it has left', (desk, user) => desk.onNote(user, { what: 'leave', id: 1 })],
+    ['its worker is gone', (desk, user) => desk.onGone(user)],
+  ])('is not counted when the store answers at last, and %s', async (_, leave) => {
+    const { limits } = config(2);
+    let admit = (_isRoom: boolean) => {};
+    const take = () => new Promise<boolean>((resolve) => (admit = resolve));
+    const store = { ...localStore(() => limits), loginsByAddress: { take } };
+    const ledger = new ProxyLedger(limits, () => {}, store);
+    const desk = new LedgerDesk(ledger);
+    const user = { tell: () => {} };
+
+    const asked = desk.onQuestion(user, { what: 'admit', id: 1, address: '192.0.2.1' });
+    expect(ledger.counts().clients).toBe(1);
+    leave(desk, user);
+    admit(true);
+    await asked;
+
+    expect(ledger.counts().clients).toBe(0);
   });
 });
