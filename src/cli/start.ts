@@ -93,7 +93,7 @@ async function createRunning(
   options: Omit<WorkersOptions, 'workers'>,
 ): Promise<Running> {
   if (workers === 1) return createProxy(config, options);
-  // Whoever has a single process does without node:cluster.
+  // Whoever has a single process does without all that.
   const { createWorkers } = await import('../workers/primary.ts');
   return createWorkers(config, { workers, ...options });
 }

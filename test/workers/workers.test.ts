@@ -9,7 +9,7 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { SSL_REQUEST } from '../e2e/parity/bytes.ts';
 import { RawClient } from '../e2e/raw-client.ts';
-import { exitOf, runCli, runShell } from '../support/cli.ts';
+import { exitOf, runCli } from '../support/cli.ts';
 import { withSuperuser } from '../support/postgres.ts';
 import { SECRET, until } from '../support/stack.ts';
 import { configOf, freePort, isAlive, startFleet, startGround, type Ground } from './fleet.ts';
@@ -403,12 +403,5 @@ describe('a start that fails', () => {
     expect(stderr).toMatch(
       /^pgjot: option '--workers <number>' argument .* is invalid\. It must be/,
     );
-  });
-
-  it('loads no node:cluster for one worker', async () => {
-    const main = new URL('../../dist/cli/start.js', import.meta.url);
-    const line = `node -e "import('${main.href}').then(() => process.exit(process.moduleLoadList.includes('NativeModule cluster') ? 1 : 0))"`;
-
-    expect(await runShell(line, { cwd: tmpdir() })).toMatchObject({ status: 0, stderr: '' });
   });
 });
