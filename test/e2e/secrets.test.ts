@@ -172,4 +172,4 @@ test('nothing that anybody writes holds a token, secret, password or key', async
       .map(([what]) => `${what} in ${where}`),
   );
   expect(leaks).toEqual([]);
-});
+}, 60_000);
