@@ -60,7 +60,8 @@ describe('a proxy counts', () => {
     }
     const phases = grown('pgjot_login_phase_seconds_sum');
     expect(phases).toBeGreaterThan(0);
-    expect(phases).toBeLessThanOrEqual(grown('pgjot_login_seconds_sum'));
+    // But for rounding: a sum of parts may be off by a bit.
+    expect(phases).toBeCloseTo(grown('pgjot_login_seconds_sum'), 9);
     expect(grown('pgjot_session_ends_total', { ended_by: 'client', reason: '' })).toBe(1);
     expect(grown('pgjot_connections_accepted_total')).toBe(1);
     expect((await scrape(stack)).sum('pgjot_sessions')).toBe(0);
@@ -250,7 +251,7 @@ describe('who connects', () => {
     expect(second.text).not.toMatch(/str4nge/i);
     expect([...second.series.keys()]).toEqual([...first.series.keys()]);
     expect(second.series.size).toBeLessThanOrEqual(1_000);
-  });
+  }, 60_000);
 });
 
 describe('a session that a mistake of ours ends', () => {

@@ -211,9 +211,9 @@ function actions(operations: Operations): Route[] {
       permission: 'write',
       async answer({ params: { id = '' } }) {
         const result = await operations.terminate({ id });
-        if (result.terminated === 0 && !result.unanswered?.length) {
-          throw new Refusal(404, 'there is no such session');
-        }
+        // There is only one: whoever is silent has not got it.
+        if (result.terminated > 0) return { json: result };
+        if (!result.unanswered?.length) throw new Refusal(404, 'there is no such session');
         return done(result);
       },
     },

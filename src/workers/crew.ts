@@ -24,6 +24,8 @@ const PULSE_MS = 10_000;
 const SILENCE_MS = 30_000;
 const START_MS = 30_000;
 const GOODBYE_MS = 15_000;
+// Node takes what is longer for 1 ms.
+const LONGEST_TIMEOUT_MS = 2 ** 31 - 1;
 
 /** The workers, by number. */
 export class Crew {
@@ -118,18 +120,19 @@ export class Crew {
     return { answers, unanswered: unanswered.toSorted((one, other) => one - other) };
   }
 
-  /** Has every worker end, at once or when its sessions have; resolves when none is left. Those that hang are ended. */
-  async end(how: 'drain' | 'close'): Promise<void> {
+  /**
+   * Has every worker end, at once or when its sessions have, for which they have `graceMs`; resolves when none is left. Those
+   * that hang are ended.
+   */
+  async end(how: 'drain' | 'close', graceMs: number): Promise<void> {
     this.#running = false;
     clearInterval(this.#pulse);
     for (const timer of this.#returning.values()) clearTimeout(timer);
     this.#returning.clear();
     const members = [...this.#members.values()];
     for (const member of members) member.end(how);
-    const overdue =
-      how === 'close'
-        ? setTimeout(() => members.forEach((member) => void member.kill()), GOODBYE_MS)
-        : undefined;
+    const kill = () => members.forEach((member) => void member.kill());
+    const overdue = setTimeout(kill, Math.min(graceMs + GOODBYE_MS, LONGEST_TIMEOUT_MS));
     await Promise.all(members.map(({ gone }) => gone));
     clearTimeout(overdue);
   }

@@ -208,7 +208,7 @@ export function createWorkers(
     // It waits for clients that other processes serve; they are waited for by themselves.
     if (server?.listening) server.close();
     dispatch.close();
-    await crew.end(how);
+    await crew.end(how, how === 'drain' ? config.sessions.drainTimeoutMs : 0);
     await sharing.close();
     await admin?.close();
     unwatch?.();

@@ -5,7 +5,14 @@ import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { exitOf } from '../support/cli.ts';
 import { until } from '../support/stack.ts';
-import { isAlive, startFleet, startGround, type Fleet, type Ground } from '../workers/fleet.ts';
+import {
+  freePort,
+  isAlive,
+  startFleet,
+  startGround,
+  type Fleet,
+  type Ground,
+} from '../workers/fleet.ts';
 
 const PRELOAD = fileURLToPath(new URL('inject.mjs', import.meta.url));
 
@@ -75,6 +82,50 @@ describe('a worker', () => {
       expect(answers.map(({ sqlstate }) => sqlstate)).toEqual([undefined, undefined]);
     },
   );
+});
+
+describe('a worker that hangs', () => {
+  it('is ended by a revocation that it does not hear, which its successor knows', async () => {
+    const admin = { port: await freePort() };
+    await using fleet = await startFleet(ground, { workers: 2, settings: { admin } });
+    const each = await fleet.onEach('mallory');
+    process.kill(fleet.workers().get(2) as number, 'SIGSTOP');
+
+    const { status } = await fetch(`http://127.0.0.1:${admin.port}/revocations`, {
+      method: 'POST',
+      body: JSON.stringify({ sub: 'mallory' }),
+      headers: { 'content-type': 'application/json' },
+    });
+
+    expect(status).toBe(204);
+    for (const client of each.values()) await client.end(1_000);
+    expect(fleet.log.filter(({ event }) => event === 'worker_failed')).toMatchObject([
+      { worker: 2, cause: 'has not answered within 10000 ms' },
+    ]);
+    await fleet.logged(({ event, worker }) => event === 'worker_started' && worker === 2);
+    const bobs = await fleet.onEach('bob');
+    // Whoever has fewest clients gets the next.
+    bobs.get(2)?.destroy();
+    await until(async () => {
+      await expect(fleet.login('mallory')).rejects.toMatchObject({ code: '28P01' });
+      return fleet.log.some(({ outcome, worker }) => outcome === 'refused' && worker === 2);
+    });
+    bobs.get(1)?.destroy();
+  });
+
+  it('does not keep a drain from ending', async () => {
+    await using fleet = await startFleet(ground, {
+      workers: 2,
+      settings: { sessions: { drainTimeoutMs: 100 } },
+    });
+    const each = await fleet.onEach();
+    process.kill(fleet.workers().get(2) as number, 'SIGSTOP');
+
+    fleet.primary.kill('SIGTERM');
+
+    expect(await exitOf(fleet.primary)).toBe(0);
+    for (const client of each.values()) await client.end(1_000);
+  });
 });
 
 describe('a proxy of one process', () => {
