@@ -532,7 +532,7 @@ describe('a reload', () => {
     onTestFinished(() => rm(folder, { recursive: true, force: true }));
     const file = join(folder, 'token');
     const [old, fresh] = ['an', 'another'].map(
-      (one) => `${one}-administrators-token-of-32-letters`,
+      (article) => `${article}-administrators-token-of-32-letters`,
     );
     await writeFile(file, old as string);
     await using stack = await startStack({ admin: { port: 0, token: { file } } });
