@@ -59,7 +59,9 @@ describe('pgjot', () => {
     const commands = names.filter((name) => name !== 'help');
     const helps = await Promise.all(commands.map((name) => runCli([name, '--help'], here)));
 
-    expect(commands.join(' ')).toBe('dev start check setup doctor explain provider token sql');
+    expect(commands.join(' ')).toBe(
+      'dev start check setup doctor explain provider rotate-secret issuer token sql',
+    );
     expect(all.stdout).toContain('Exit status:');
     for (const help of helps) {
       expect(help.status).toBe(0);
