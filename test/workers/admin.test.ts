@@ -72,6 +72,23 @@ async function isTerminated(client: RawClient): Promise<void> {
   expect(client.heard.at(-1)?.reply).toMatchObject({ severity: 'FATAL', sqlstate: '57P01' });
 }
 
+/** Every page of what is asked for, one behind the other; each must tell the same total. */
+async function pages(
+  asked: Readonly<Record<string, string>>,
+  total: number,
+): Promise<SessionDescription[]> {
+  const all: SessionDescription[] = [];
+  for (let after: string | undefined = ''; after !== undefined; ) {
+    const parameters = new URLSearchParams({ ...asked, after }).toString();
+    const { json } = await ask(`/sessions?${parameters}`);
+    expect(json.total).toBe(total);
+    expect(json.sessions.length).toBeLessThanOrEqual(Number(asked['limit']));
+    all.push(...json.sessions);
+    after = json.next;
+  }
+  return all;
+}
+
 /** A session of each of these on every worker; all are over when this is disposed of. */
 async function visitors(...subs: string[]) {
   const each = new Map<string, Map<number, RawClient>>();
@@ -102,19 +119,13 @@ describe('several workers', () => {
 
   it('show every session once, with its worker, the oldest first, page by page', async () => {
     await using visit = await visitors('alice', 'bob', 'carol');
-    const [asleep] = [...visit.of('bob').values()] as [RawClient];
-    await asleep.ask('begin');
+    for (const sub of ['alice', 'bob', 'carol']) await visit.of(sub).get(2)?.ask('begin');
 
     const { json } = await ask('/sessions');
     const all = json.sessions as SessionDescription[];
-    const paged: SessionDescription[] = [];
-    for (let after: string | undefined = ''; after !== undefined; ) {
-      const page = await ask(`/sessions?limit=2&after=${encodeURIComponent(after)}`);
-      expect(page.json.total).toBe(9);
-      expect(page.json.sessions.length).toBeLessThanOrEqual(2);
-      paged.push(...page.json.sessions);
-      after = page.json.next;
-    }
+    const paged = await pages({ limit: '2' }, all.length);
+    // All of them on one worker.
+    const asleep = await pages({ limit: '1', state: 'idle in transaction' }, 3);
 
     expect(json).toMatchObject({ total: 9, unanswered: [] });
     expect(json.next).toBeUndefined();
@@ -129,8 +140,10 @@ describe('several workers', () => {
     const bobs = await sessions('?sub=bob');
     expect(bobs.map(({ subject }) => subject)).toEqual(['bob', 'bob', 'bob']);
     expect(new Set(bobs.map(({ worker }) => worker))).toEqual(new Set(WORKERS));
-    expect(await sessions('?state=idle%20in%20transaction')).toMatchObject([
-      { subject: 'bob', worker: workerOf(asleep.key.processId) },
+    expect(asleep.map(({ subject, worker }) => [subject, worker])).toEqual([
+      ['alice', 2],
+      ['bob', 2],
+      ['carol', 2],
     ]);
     expect((await ask('/sessions?sub=bob&limit=1')).json).toMatchObject({ total: 3 });
     expect(await sessions('?sub=nobody')).toEqual([]);
