@@ -11,7 +11,6 @@ import type { Duplex } from 'node:stream';
 import { TLSSocket } from 'node:tls';
 import type { UpstreamConfig } from '../config.ts';
 import { ProxyError } from '../errors.ts';
-import { isLoopback, upstreamTlsMode } from '../exposure.ts';
 import {
   BACKEND,
   decodeBackendKeyData,
@@ -29,6 +28,13 @@ import { EndOfStream, ownCopy } from '../wire/read.ts';
 import { encodeStartupMessage, MAX_STARTUP_BYTES } from '../wire/startup.ts';
 import { serverEndPoint } from './channel-binding.ts';
 import { KEEPALIVES, dial } from './dial.ts';
+import {
+  asksForAnotherMethod,
+  asksInClear,
+  isKnownWithoutProof,
+  letsUsInUnproven,
+  mayHearPassword,
+} from './proof.ts';
 import { KeyRing, ScramExchange } from './scram.ts';
 
 /** Whom to log in as, and with which settings. */
@@ -244,22 +250,14 @@ class Authentication {
         return;
       }
       default:
-        throw new ProxyError('upstream_login_rejected', {
-          cause: new Error('the server asks for an authentication method other than SCRAM-SHA-256'),
-        });
+        throw asksForAnotherMethod();
     }
   }
 
   #finish(frame: Frame): void {
     // A server that skips the proof after SCRAM began is not the one that knows our verifier.
     if (this.#exchange !== undefined && !this.#serverProven) throw unexpected(frame);
-    if (!this.#serverProven && !this.#otherwiseKnown()) {
-      throw new ProxyError('upstream_login_rejected', {
-        cause: new Error(
-          'the server lets us in without a proof that it knows our password, and TLS has not verified it',
-        ),
-      });
-    }
+    if (!this.#serverProven && !isKnownWithoutProof(this.#upstream)) throw letsUsInUnproven();
     this.complete = true;
   }
 
@@ -275,24 +273,8 @@ class Authentication {
     this.#stream.write(encodeSASLInitialResponse(exchange.mechanism, exchange.clientFirst));
   }
 
-  /** Whether it is the server even without SCRAM: nobody is in between, TLS vouches for it, or we log in by a certificate. */
-  #otherwiseKnown(): boolean {
-    if (isLoopback(this.#upstream.host)) return true;
-    const mode = upstreamTlsMode(this.#upstream);
-    if (mode === 'verify-ca' || mode === 'verify-full') return true;
-    return mode === 'require' && this.#upstream.tls.certFile !== undefined;
-  }
-
   #sendClearPassword(): void {
-    const private_ =
-      this.#stream instanceof TLSSocket ? this.#stream.authorized : isLoopback(this.#upstream.host);
-    if (!private_) {
-      throw new ProxyError('upstream_login_rejected', {
-        cause: new Error(
-          'the server asks for a clear password on a connection that is not verified TLS',
-        ),
-      });
-    }
+    if (!mayHearPassword(this.#stream, this.#upstream)) throw asksInClear();
     this.#stream.write(encodePasswordMessage(this.#credentials.password));
   }
 }

@@ -15,6 +15,7 @@ import { CONTROL_ROLE, derivePassword } from '../session-sql/credentials.ts';
 import { encodeErrorFields } from '../wire/backend.ts';
 import { inBatches } from './batch.ts';
 import { KEEPALIVES, upstreamTlsOptions } from './dial.ts';
+import { demandProof } from './proof.ts';
 import type { Secrets } from './secrets.ts';
 import { leadsElsewhere } from './whereabouts.ts';
 
@@ -123,6 +124,7 @@ export function createControl(
       query_timeout: upstream.connectTimeoutMs,
     });
     sockets.set(client, socket);
+    demandProof(client, upstream);
     client.on('error', () => lost(client));
     client.on('end', () => lost(client));
     await client.connect();
@@ -329,6 +331,7 @@ export function isAnswer(error: unknown): boolean {
 
 /** What an answer of the server to us, not to the client, means for the client that waits. */
 function asProxyError(cause: unknown): ProxyError {
+  if (cause instanceof ProxyError) return cause;
   if (isExhausted(cause)) return new ProxyError('too_many_clients', { cause });
   if (!(cause instanceof pg.DatabaseError))
     return new ProxyError('upstream_unreachable', { cause });

@@ -8,6 +8,7 @@ import type { UpstreamConfig } from '../config.ts';
 import { upstreamTlsMode } from '../exposure.ts';
 import { derivePassword } from '../session-sql/credentials.ts';
 import { upstreamTlsOptions } from './dial.ts';
+import { demandProof } from './proof.ts';
 
 const GOODBYE_MS = 2_000;
 
@@ -28,6 +29,7 @@ export interface Errand {
 /**
  * Lets `work` use a login as one of our roles. PostgreSQL has ended it when this resolves.
  *
+ * @throws {ProxyError} upstream_login_rejected where the server does not prove itself.
  * @throws {pg.DatabaseError} what PostgreSQL answers; the system's error where it cannot be reached within `connectTimeoutMs`.
  */
 export async function asRole<T>(
@@ -52,6 +54,7 @@ export async function asRole<T>(
     query_timeout: connectTimeoutMs,
   });
   client.on('error', () => {});
+  demandProof(client, upstream);
   try {
     await client.connect();
     const result = await work(client);

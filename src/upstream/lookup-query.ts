@@ -11,6 +11,7 @@ import type { LookupConfig, UpstreamConfig } from '../config.ts';
 import { upstreamTlsMode } from '../exposure.ts';
 import { derivePassword, LOOKUP_ROLE } from '../session-sql/credentials.ts';
 import { KEEPALIVES, upstreamTlsOptions } from './dial.ts';
+import { demandProof } from './proof.ts';
 import type { Secrets } from './secrets.ts';
 
 /** The query, ready to be run. Its errors are for the log alone. */
@@ -181,6 +182,7 @@ function createConnections(
       });
       // Whoever waits for an answer hears of it as well; without a listener it would end the process.
       this.on('error', () => {});
+      demandProof(this, upstream);
     }
   }
 

@@ -8,6 +8,7 @@ import type { Config, UpstreamConfig } from '../../config.ts';
 import { clientTlsMode, isLoopback, upstreamTlsMode } from '../../exposure.ts';
 import { CONTROL_ROLE, derivePassword } from '../../session-sql/credentials.ts';
 import { upstreamTlsOptions } from '../../upstream/dial.ts';
+import { demandProof } from '../../upstream/proof.ts';
 import type { Secrets } from '../../upstream/secrets.ts';
 import { connectFailure } from '../admin.ts';
 import type { Expected } from './check.ts';
@@ -210,6 +211,7 @@ async function connectAsControl(upstream: UpstreamConfig, secret: string): Promi
     query_timeout: upstream.connectTimeoutMs,
   });
   client.on('error', () => {});
+  demandProof(client, upstream);
   await client.connect();
   return client;
 }
