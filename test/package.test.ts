@@ -13,11 +13,11 @@ describe('the package', () => {
     packed = pack();
   });
 
-  it('holds each source compiled, with its types, the SQL as it is, and what npm wants, and nothing else', () => {
+  it('holds each source compiled, with its types, SQL and the status page as they are, and what npm wants, and nothing else', () => {
     const sources = readdirSync(join(ROOT, 'src'), { recursive: true, encoding: 'utf8' });
     const built = sources.flatMap((file) => {
       if (file.endsWith('.ts')) return [file.replace(/ts$/, 'js'), file.replace(/ts$/, 'd.ts')];
-      return file.endsWith('.sql') ? [file] : [];
+      return /\.(sql|html)$/.test(file) ? [file] : [];
     });
     const expected = [
       ...built.map((file) => `dist/${file}`),

@@ -55,7 +55,7 @@ describe('pgjot', () => {
 
   it('has help for every command, on standard output', async () => {
     const all = await runCli(['--help'], here);
-    const names = [...all.stdout.matchAll(/^ {2}(\w+) .*$/gm)].map(([, name]) => name ?? '');
+    const names = [...all.stdout.matchAll(/^ {2}([\w-]+) .*$/gm)].map(([, name]) => name ?? '');
     const commands = names.filter((name) => name !== 'help');
     const helps = await Promise.all(commands.map((name) => runCli([name, '--help'], here)));
 

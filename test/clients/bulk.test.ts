@@ -4,13 +4,13 @@
  * The proxy runs in a process of its own. The kernel keeps that process's peak (VmHWM), so nothing is
  * missed between two looks.
  */
-import { execFile, fork } from 'node:child_process';
+import { fork } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync } from 'node:fs';
-import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { promisify } from 'node:util';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { startStack } from '../support/stack.ts';
 import { lacksCommands, run, signedIn } from './command.ts';
@@ -108,14 +108,11 @@ interface ProxyProcess {
 }
 
 async function startProxyProcess(stack: Stack): Promise<ProxyProcess> {
-  // Inside the project, where the compiled modules find its packages, and in a folder that git ignores.
-  await mkdir(join(root, 'test-results'), { recursive: true });
-  const folder = await mkdtemp(join(root, 'test-results', 'bulk-'));
+  const folder = await mkdtemp(join(tmpdir(), 'pgjot-bulk-'));
   const config = join(folder, 'proxy.config.json');
   await writeFile(config, JSON.stringify({ ...stack.config, log: { level: 'silent' } }));
-  await compile(folder);
   const script = fileURLToPath(new URL('proxy-process.js', import.meta.url));
-  const child = fork(script, [join(folder, 'proxy.js'), config], { execArgv: [] });
+  const child = fork(script, [join(root, 'dist', 'proxy.js'), config], { execArgv: [] });
   const exited = once(child, 'exit');
   const stop = async () => {
     if (child.connected) child.disconnect();
@@ -140,13 +137,6 @@ async function startProxyProcess(stack: Stack): Promise<ProxyProcess> {
     },
     stop,
   };
-}
-
-async function compile(outDir: string): Promise<void> {
-  const tsc = join(root, 'node_modules/typescript/bin/tsc');
-  const project = ['-p', join(root, 'tsconfig.build.json'), '--incremental', 'false'];
-  const output = ['--outDir', outDir, '--declaration', 'false', '--tsBuildInfoFile', 'null'];
-  await promisify(execFile)(process.execPath, [tsc, ...project, ...output]);
 }
 
 async function memory(pid: number | undefined, field: 'VmRSS' | 'VmHWM'): Promise<number> {
