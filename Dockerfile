@@ -18,7 +18,7 @@ COPY src src
 # and the sources of what is compiled.
 RUN npm run build && npm ci --ignore-scripts --omit=dev --omit=optional \
   && find dist node_modules -type f \( -name '*.ts' -o -name '*.cts' -o -name '*.mts' -o -name '*.map' -o -iname '*.md' \
-    -o -name '*.zip' -o -name '*.html' -o -name '*.yml' -o -name .tsbuildinfo \) -delete \
+    -o -name '*.zip' -o -name '*.yml' -o -name .tsbuildinfo \) -delete \
   && find node_modules -type d \( -name test -o -name tests -o -name benchmarks -o -name coverage \) -prune -exec rm -r {} + \
   && find dist node_modules -type d -empty -delete
 
