@@ -186,7 +186,10 @@ export function createProxy(
     };
     // Until it is known who it is. A cancel must get through when the house is full, and counts as one of those.
     let exit = ledger.enter(known.isBalancer(peer) ? undefined : peer, refuse);
-    if (socket.destroyed) return Promise.resolve();
+    if (socket.destroyed) {
+      exit();
+      return Promise.resolve();
+    }
     metrics.accepted.inc();
     const arrival: Arrival = {
       async locate(stream, signal) {

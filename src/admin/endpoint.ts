@@ -12,6 +12,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { readBody } from '../body.ts';
 import type { Config } from '../config.ts';
 import { printable } from '../errors.ts';
+import { canonical } from '../limits/address.ts';
 import { LogRation } from '../limits/log-ration.ts';
 import type { Logger } from '../log.ts';
 import { assertNoPage, assertPermitted, principalOf, type Credentials } from './principal.ts';
@@ -52,7 +53,7 @@ export async function startAdmin(
   const exchanges = new Set<ServerResponse>();
   const onRequest = (request: IncomingMessage, response: ServerResponse): void => {
     // Not to be had any more when the request has been broken off.
-    const address = request.socket.remoteAddress ?? '';
+    const address = canonical(request.socket.remoteAddress ?? '');
     exchanges.add(response);
     // Whoever does not take the answer has it taken away.
     const timer = setTimeout(() => request.socket.destroy(), EXCHANGE_MS);
