@@ -204,7 +204,7 @@ function readOptions() {
     return value;
   };
   const { quick } = values;
-  const judged = new Set(ROWS.filter(({ goals }) => goals).map(({ measure }) => measure));
+  const judged = new Set(ROWS.filter(({ goals }) => goals).map((row) => row.measure));
   const missing = MEASURES.filter(({ id, onRequest }) => judged.has(id) && onRequest !== true)
     .map(({ id }) => id)
     .filter((id) => only?.includes(id) === false);

@@ -140,9 +140,10 @@ describe.each([1, 2])('pgjot start with %i workers', (workers) => {
     let stderr = '';
     child.stderr?.on('data', (chunk: Buffer) => (stderr += chunk.toString()));
     await listening(port);
-    await until(() => stderr.includes('cannot be written (EFBIG)'), 30_000);
+    await until(() => stderr.includes('pgjot: the log cannot be written (EFBIG)'), 30_000);
 
-    await runShell(`prlimit --pid ${child.pid} --fsize=unlimited`, options);
+    const all = `${child.pid} $(pgrep -P ${child.pid})`;
+    await runShell(`for one in ${all}; do prlimit --pid $one --fsize=unlimited; done`, options);
     await until(() => stderr.includes('pgjot: the log is written again; lines lost: 0'), 30_000);
     child.kill('SIGTERM');
 

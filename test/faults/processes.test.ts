@@ -99,9 +99,10 @@ describe('a worker that hangs', () => {
 
     expect(status).toBe(204);
     for (const client of each.values()) await client.end(1_000);
-    expect(fleet.log.filter(({ event }) => event === 'worker_failed')).toMatchObject([
-      { worker: 2, cause: 'has not answered within 10000 ms' },
-    ]);
+    expect(await fleet.logged(({ event }) => event === 'worker_failed')).toMatchObject({
+      worker: 2,
+      cause: 'has not answered within 10000 ms',
+    });
     await fleet.logged(({ event, worker }) => event === 'worker_started' && worker === 2);
     const bobs = await fleet.onEach('bob');
     // Whoever has fewest clients gets the next.
