@@ -46,8 +46,9 @@ export interface Proxy extends Overview {
   /** Begins to accept clients; resolves with where. @throws the system's error when the address cannot be bound. */
   start(): Promise<Address>;
   /**
-   * Takes another configuration, or has it read, so that it counts as one that was refused when that fails: for new connections at once, while sessions that it still grants go on. Those that it would
-   * not grant to the same token, or on another upstream, end. What is listened on changes only with a restart.
+   * Takes another configuration: for new connections at once, while sessions that it still grants go on. Those that it would
+   * not grant to the same token, or on another upstream, end. What is listened on changes only with a restart. A function that
+   * reads it may be given instead: then one that cannot be read counts as refused, too.
    *
    * @throws {ConfigError} when a file or secret that it names cannot be read, or when the proxy is ending; then nothing has
    *   changed.

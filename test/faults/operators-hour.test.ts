@@ -5,7 +5,6 @@
  */
 import { once } from 'node:events';
 import { mkdtemp, rename, rm, writeFile } from 'node:fs/promises';
-import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { connect } from 'node:tls';
@@ -17,7 +16,7 @@ import { exitOf } from '../support/cli.ts';
 import { startIssuer, type Issuer } from '../support/issuer.ts';
 import { withSuperuser } from '../support/postgres.ts';
 import { until } from '../support/stack.ts';
-import { startFleet, startGround, type Ground } from '../workers/fleet.ts';
+import { freePort, startFleet, startGround, type Ground } from '../workers/fleet.ts';
 import { gather, type Failure } from './crowd.ts';
 
 const CLIENTS = 50;
@@ -275,13 +274,4 @@ function report(
     const failed = [...codes].map(([code, count]) => `${code} ${count}`).join(', ') || 'none';
     console.log(`${name}: ${Math.round(to - from)} ms; failed: ${failed}`);
   }
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address() as AddressInfo;
-  server.close();
-  await once(server, 'close');
-  return port;
 }
