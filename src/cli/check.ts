@@ -15,8 +15,8 @@ import { createControl } from '../upstream/control.ts';
 import { createLookup } from '../upstream/lookup.ts';
 import { Secrets } from '../upstream/secrets.ts';
 import { clockProblems } from './clocks.ts';
+import { configOption } from './config-option.ts';
 import { EXIT } from './failure.ts';
-import { CONFIG_FILE } from './start.ts';
 
 interface CheckOptions {
   readonly config: string;
@@ -28,7 +28,7 @@ interface CheckOptions {
 export function checkCommand(): Command {
   return new Command('check')
     .description('report every problem of the configuration')
-    .option('--config <file>', 'the configuration', CONFIG_FILE)
+    .addOption(configOption())
     .option('--online', "also fetch each provider's keys and log in to each upstream")
     .option(
       '--json',

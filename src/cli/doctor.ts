@@ -7,10 +7,10 @@ import { Command } from 'commander';
 import { DatabaseError } from 'pg';
 import { readSecrets } from '../config.ts';
 import { ADMIN_URL, answer, connectAsAdmin, upstreamNamed } from './admin.ts';
+import { configOption } from './config-option.ts';
 import { diagnose } from './doctor/diagnose.ts';
 import { count, type Finding } from './doctor/finding.ts';
 import { CommandError, EXIT } from './failure.ts';
-import { CONFIG_FILE } from './start.ts';
 import { visible } from './table.ts';
 
 interface DoctorOptions {
@@ -23,7 +23,7 @@ export function doctorCommand(): Command {
   return new Command('doctor')
     .description('look for what would break isolation in a database, and say how to mend it')
     .argument('<upstream>', 'its name in the configuration')
-    .option('--config <file>', 'the configuration', CONFIG_FILE)
+    .addOption(configOption())
     .option(
       '--json',
       'print { "findings": [{ "severity", "code", "object", "reason", "mend": { "sql", "shell", "manual" } }] }',

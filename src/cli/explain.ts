@@ -15,8 +15,8 @@ import { decide } from '../identity/policy.ts';
 import { Revocations } from '../identity/revocations.ts';
 import { findRoute } from '../identity/route.ts';
 import { parseToken, type ParsedToken, truncationHint } from '../identity/token.ts';
+import { configOption } from './config-option.ts';
 import { CommandError, EXIT } from './failure.ts';
-import { CONFIG_FILE } from './start.ts';
 
 interface ExplainOptions {
   readonly tokenFile?: string;
@@ -40,7 +40,7 @@ export function explainCommand(): Command {
   return new Command('explain')
     .description('say why a token would be accepted or refused, and where its holder would go')
     .option('--token-file <file>', 'the token is in this file (default: standard input)')
-    .option('--config <file>', 'the configuration', CONFIG_FILE)
+    .addOption(configOption())
     .option('--role <role>', "the role to ask for (default: the first of the token's provider)")
     .option('--database <name>', 'the database to ask for (default: the first configured)')
     .option('--sni <host>', 'the host name to ask for')

@@ -7,18 +7,7 @@
 import { createRequire } from 'node:module';
 import { Command, CommanderError } from 'commander';
 import { ConfigError } from '../errors.ts';
-import { checkCommand } from './check.ts';
-import { devCommand } from './dev.ts';
-import { doctorCommand } from './doctor.ts';
-import { explainCommand } from './explain.ts';
 import { CommandError, EXIT } from './failure.ts';
-import { issuerCommand } from './issuer.ts';
-import { providerCommand } from './provider.ts';
-import { rotateSecretCommand } from './rotate-secret.ts';
-import { setupCommand } from './setup.ts';
-import { sqlCommand } from './sql.ts';
-import { startCommand } from './start.ts';
-import { tokenCommand } from './token.ts';
 
 const { version, description } = createRequire(import.meta.url)('../../package.json') as {
   version: string;
@@ -39,21 +28,24 @@ const program = new Command('pgjot')
 Exit status: 0 done; ${EXIT.failure} failed; ${EXIT.usage} wrong usage; ${EXIT.unavailable} something that it needs is unavailable;
 ${EXIT.config} the configuration is wrong. Failures are reported on standard error.`,
   );
-const commands = [
-  devCommand,
-  startCommand,
-  checkCommand,
-  setupCommand,
-  doctorCommand,
-  explainCommand,
-  providerCommand,
-  rotateSecretCommand,
-  issuerCommand,
-  tokenCommand,
-  sqlCommand,
-];
-for (const command of commands) {
-  const added = command().copyInheritedSettings(program);
+/** In the order in which help names them. */
+const commands: Readonly<Record<string, () => Promise<Command>>> = {
+  dev: async () => (await import('./dev.ts')).devCommand(),
+  start: async () => (await import('./start.ts')).startCommand(),
+  check: async () => (await import('./check.ts')).checkCommand(),
+  setup: async () => (await import('./setup.ts')).setupCommand(),
+  doctor: async () => (await import('./doctor.ts')).doctorCommand(),
+  explain: async () => (await import('./explain.ts')).explainCommand(),
+  provider: async () => (await import('./provider.ts')).providerCommand(),
+  'rotate-secret': async () => (await import('./rotate-secret.ts')).rotateSecretCommand(),
+  issuer: async () => (await import('./issuer.ts')).issuerCommand(),
+  token: async () => (await import('./token.ts')).tokenCommand(),
+  sql: async () => (await import('./sql.ts')).sqlCommand(),
+};
+// What all the others would load takes longer than most commands do.
+const named = commands[process.argv[2] ?? ''];
+for (const load of named === undefined ? Object.values(commands) : [named]) {
+  const added = (await load()).copyInheritedSettings(program);
   for (const inner of added.commands) inner.copyInheritedSettings(added);
   program.addCommand(added);
 }

@@ -30,10 +30,10 @@ import {
   PRESETS,
   type PresetName,
 } from '../presets.ts';
+import { configOption } from './config-option.ts';
 import { discover } from './discovery.ts';
 import { CommandError } from './failure.ts';
 import { addMember } from './json-edit.ts';
-import { CONFIG_FILE } from './start.ts';
 import { formatResult, visible } from './table.ts';
 
 interface AddOptions {
@@ -81,7 +81,7 @@ export function providerCommand(): Command {
 function listCommand(): Command {
   return new Command('list')
     .description('list the providers, each issuer with the place of its keys')
-    .option('--config <file>', 'the configuration', CONFIG_FILE)
+    .addOption(configOption())
     .option('--json', 'print JSON')
     .action(({ config, json }: { config: string; json?: true }) => {
       const { providers } = loadConfig(config);
@@ -94,7 +94,7 @@ function addCommand(): Command {
   return new Command('add')
     .description('add a provider to the configuration, and see whether its keys are there')
     .argument('<name>', 'what to call it')
-    .option('--config <file>', 'the configuration', CONFIG_FILE)
+    .addOption(configOption())
     .addOption(new Option('--preset <name>', 'a provider that pgjot knows').choices(PRESET_NAMES))
     .option('--domain <host>', forPresets('domain'))
     .option('--project <id>', forPresets('project'))

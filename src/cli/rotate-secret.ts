@@ -19,9 +19,9 @@ import {
 import { asRole } from '../upstream/errand.ts';
 import { isPasswordRefused, Secrets } from '../upstream/secrets.ts';
 import { ADMIN_URL, answer, connectAsAdmin, upstreamNamed } from './admin.ts';
+import { configOption } from './config-option.ts';
 import { CommandError } from './failure.ts';
 import { replicasOf } from './standbys.ts';
-import { CONFIG_FILE } from './start.ts';
 import { visible } from './table.ts';
 
 interface RotateSecretOptions {
@@ -37,7 +37,7 @@ export function rotateSecretCommand(): Command {
   return new Command('rotate-secret')
     .description("give a database its upstream's new secret, while proxies and clients work on")
     .argument('<upstream>', 'its name in the configuration')
-    .option('--config <file>', 'the configuration', CONFIG_FILE)
+    .addOption(configOption())
     .option('--dry-run', 'say what would be done, and change nothing')
     .option('--force', 'even while there are proxies that have not got both secrets')
     .option(

@@ -16,9 +16,9 @@ import {
   type SchemaGrant,
 } from '../session-sql/install.ts';
 import { ADMIN_URL, answer, connectAsAdmin, upstreamNamed } from './admin.ts';
+import { configOption } from './config-option.ts';
 import { CommandError } from './failure.ts';
 import { replicasOf } from './standbys.ts';
-import { CONFIG_FILE } from './start.ts';
 import { visible } from './table.ts';
 
 interface SetupOptions {
@@ -35,7 +35,7 @@ export function setupCommand(): Command {
   return new Command('setup')
     .description('install the roles, slots and session functions of an upstream; may be run again')
     .argument('<upstream>', 'its name in the configuration')
-    .option('--config <file>', 'the configuration', CONFIG_FILE)
+    .addOption(configOption())
     .option('--dry-run', 'print the SQL, as a script for psql, and change nothing')
     .option(
       '--grant-schema <name[:role]>',

@@ -16,12 +16,10 @@ import { createProxy, type Proxy } from '../proxy.ts';
 import { MAX_WORKERS } from '../upstream/cancel.ts';
 import { watchFile } from '../watch.ts';
 import type { WorkersOptions } from '../workers/primary.ts';
+import { configOption } from './config-option.ts';
 import { CommandError } from './failure.ts';
 import { stopRequests } from './signals.ts';
 import { createSupervisor } from './supervisor.ts';
-
-/** Where a configuration is looked for. */
-export const CONFIG_FILE = 'proxy.config.json';
 
 const WATCH_MS = 1_000;
 
@@ -39,7 +37,7 @@ interface StartOptions {
 export function startCommand(): Command {
   return new Command('start')
     .description('run the proxy')
-    .option('--config <file>', 'the configuration', CONFIG_FILE)
+    .addOption(configOption())
     .option(
       '--workers <number>',
       'processes that share the work; "auto": one for each core',

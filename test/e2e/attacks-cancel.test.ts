@@ -1,7 +1,7 @@
 /**
  * Cancel requests as a weapon and as a right: attacks G1 to G8, each by its name, in clear and with TLS.
  *
- * What the registry of keys does by itself is in `test/upstream`, races and floods in `cancel-races.test.ts`; here it is
+ * What the registry of keys does by itself is in `test/upstream`, races in `cancel-races.test.ts`, floods in `test/faults/guessing.test.ts`; here it is
  * sockets, a real PostgreSQL, and whose query ended. What is tried where is in `attack-scene.ts`.
  */
 import { execFile, spawn } from 'node:child_process';

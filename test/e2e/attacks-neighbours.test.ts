@@ -7,6 +7,7 @@
 import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { derivePassword, slotName } from '../../src/session-sql/credentials.ts';
+import { ANY_TOKEN } from '../support/issuer.ts';
 import { SECRET, until } from '../support/stack.ts';
 import {
   type Attack,
@@ -123,10 +124,10 @@ describe.each(grounds())(GROUND, (ground) => {
       await scene.admin.query("select 'the log has come so far'");
       await until(() => scene.serverLog.some((line) => line.includes('the log has come so far')));
 
-      // Neither the issuer's nor one that the proxy signs: all of them begin so.
-      expect(scene.serverLog.join('\n')).not.toContain('eyJ');
+      // Neither the issuer's nor one that the proxy signs.
+      expect(scene.serverLog.join('\n')).not.toMatch(ANY_TOKEN);
       for (const part of token.split('.')) expect(scene.serverLog.join('\n')).not.toContain(part);
-      expect(scene.stack.logs.join('\n')).not.toContain('eyJ');
+      expect(scene.stack.logs.join('\n')).not.toMatch(ANY_TOKEN);
     },
   );
 

@@ -86,6 +86,9 @@ export interface RawOptions {
   readonly hmacSecret?: string | Buffer;
 }
 
+/** How a JWT begins. Its first letters alone would be found in what is random and written in base64, such as a SCRAM verifier. */
+export const ANY_TOKEN = /eyJ(?:hbGciOi|0eXAiOi|raWQiOi)/;
+
 /** What `startIssuer` may be told. */
 export interface IssuerOptions {
   /** One key is made for each. Default: RS256, ES256 and EdDSA. */

@@ -12,8 +12,8 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { exitOf, printed, startCli } from '../support/cli.ts';
 import { withSuperuser } from '../support/postgres.ts';
 import { startStack, until, type Stack } from '../support/stack.ts';
-import { query } from './parity/bytes.ts';
-import { RawClient } from './raw-client.ts';
+import { query } from '../e2e/parity/bytes.ts';
+import { RawClient } from '../e2e/raw-client.ts';
 
 const CLIENTS = 200;
 const MIB_IN_ALL = 100;
