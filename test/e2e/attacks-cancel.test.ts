@@ -11,7 +11,7 @@ import { promisify } from 'node:util';
 import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { createProxy, parseConfig } from '../../src/proxy.ts';
-import { startStack, until, type Stack } from '../support/stack.ts';
+import { startStack, until, untilRunning, type Stack } from '../support/stack.ts';
 import { GROUND, grounds, notTried } from './attack-scene.ts';
 import { inTurns, randomKey } from './attack-stack.ts';
 import { CODES, int32, packet, passwordMessage, startup } from './parity/bytes.ts';
@@ -53,19 +53,7 @@ describe.each(grounds().filter((ground) => !notTried(ground, 'cancelling')))(GRO
 
   const busy = () => stack.proxy.counts().upstreams['main']?.['authenticated']?.busy;
 
-  /** Resolves when a backend is running this SQL. */
-  async function running(marker: string): Promise<void> {
-    const admin = new pg.Client(stack.admin);
-    await admin.connect();
-    await until(async () => {
-      const { rowCount } = await admin.query(
-        "select from pg_stat_activity where state = 'active' and query like $1 and pid <> pg_backend_pid()",
-        [`%${marker}%`],
-      );
-      return rowCount === 1;
-    });
-    await admin.end();
-  }
+  const running = (marker: string) => untilRunning(stack.postgres, marker);
 
   it('a right key ends the query that runs, and says nothing', async () => {
     using client = await RawClient.login(to, token);

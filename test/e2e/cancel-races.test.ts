@@ -7,7 +7,7 @@ import { once } from 'node:events';
 import { connect, createServer, type AddressInfo, type Server, type Socket } from 'node:net';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { postgresVersions } from '../support/postgres.ts';
-import { startStack, type Stack } from '../support/stack.ts';
+import { startStack, untilRunning, type Stack } from '../support/stack.ts';
 import { sessionModes } from './attack-scene.ts';
 import { inTurns } from './attack-stack.ts';
 import { CODES } from './parity/bytes.ts';
@@ -56,12 +56,16 @@ describe('G4: a cancel whose connection PostgreSQL is slow to close', () => {
     relay.target = stack.postgres.port;
     using client = await RawClient.login(stack, await stack.token('alice'));
 
+    const runs = () => untilRunning(stack.postgres, 'pg_sleep(20)');
+
     const first = client.ask('select pg_sleep(20)');
+    await runs();
     const firstCancel = cancel(stack, client.key);
     expect(await first).toMatchObject({ sqlstate: '57014' });
     // As drivers do that do not wait for the request's connection to close.
     const began = performance.now();
     const second = client.ask('select pg_sleep(20)');
+    await runs();
     const secondCancel = cancel(stack, client.key);
 
     expect(await second).toMatchObject({ sqlstate: '57014' });

@@ -186,6 +186,19 @@ export async function until<T>(
   }
 }
 
+/** Resolves when a backend runs SQL that contains `marker`: a cancel request that overtakes its query is for nothing. */
+export async function untilRunning(server: TestPostgres, marker: string): Promise<void> {
+  await withSuperuser(server, (superuser) =>
+    until(async () => {
+      const { rowCount } = await superuser.query(
+        "select from pg_stat_activity where state = 'active' and query like $1 and pid <> pg_backend_pid()",
+        [`%${marker}%`],
+      );
+      return rowCount === 1;
+    }),
+  );
+}
+
 type Roles = NonNullable<StackOptions['roles']>;
 
 async function startServers(
