@@ -1,90 +1,84 @@
 /**
- * Writes the log lines of one connection: one for its login, one for each new token, one for its end.
+ * Writes the log lines of connections: one for each login, one for each new token, one for each session's end.
  */
-import { randomUUID } from 'node:crypto';
-import type { ConnectionLog } from './connection.ts';
-import type { Identity } from './identity/policy.ts';
+import type { ConnectionListener, ConnectionRecord } from './connection-record.ts';
 import type { ProxyError } from './errors.ts';
-import { describeClient, explain, type Logger } from './log.ts';
+import { explain, type Logger } from './log.ts';
 import type { LogRation } from './limits/log-ration.ts';
+import type { Outcome } from './splice/splice.ts';
 
-/** The log of a connection from `peer`, which may turn out to be from elsewhere. What is refused it tells while `ration` allows. */
-export function createConnectionLog(
-  logger: Logger,
-  peer: string,
-  ration: LogRation,
-): ConnectionLog {
-  const session = randomUUID();
-  const arrived = performance.now();
-  let address = peer;
-  let who: object = {};
-  let identity: Identity | undefined;
-  let welcomedAt = arrived;
-  const elapsed = (since: number) => Math.round(performance.now() - since);
-  const line = () => ({ session, address, ...who, ...describeIdentity(identity) });
+/** The log of all connections. What is refused it tells while its ration allows. */
+export class ConnectionLines implements ConnectionListener {
+  readonly #logger: Logger;
+  readonly #ration: LogRation;
+
+  constructor(logger: Logger, ration: LogRation) {
+    this.#logger = logger;
+    this.#ration = ration;
+  }
+
+  onWelcome(record: ConnectionRecord): void {
+    const { slot, backendPid, cameAt, welcomedAt } = record;
+    const durationMs = Math.round(welcomedAt - cameAt);
+    const said = { event: 'login', outcome: 'accepted' };
+    this.#logger.info(lineOf(said, record, { slot, backendPid, durationMs }));
+  }
+
+  onRenewal(record: ConnectionRecord): void {
+    this.#logger.info(lineOf({ event: 'token_renewed' }, record, {}));
+  }
+
+  onRenewalRefused(record: ConnectionRecord, error: ProxyError): void {
+    if (!this.#mayTell(record, error)) return;
+    this.#logger[error.spec.log](lineOf({ event: 'token_refused' }, record, explain(error)));
+  }
+
+  onRefusal(record: ConnectionRecord, error: ProxyError): void {
+    if (!this.#mayTell(record, error)) return;
+    const outcome = error.code === 'oauth_discovery' ? 'discovery' : 'refused';
+    const why = { ...explain(error), durationMs: elapsed(record.cameAt) };
+    this.#logger[error.spec.log](lineOf({ event: 'login', outcome }, record, why));
+  }
+
+  onEnd(record: ConnectionRecord, { endedBy, error, bytes }: Outcome): void {
+    const how = {
+      endedBy,
+      ...(error && explain(error)),
+      bytes,
+      durationMs: elapsed(record.welcomedAt),
+    };
+    this.#logger[error?.spec.log ?? 'info'](lineOf({ event: 'session_end' }, record, how));
+  }
 
   /** Lines that nobody wants to read are written by nobody, and count for nothing. */
-  const mayTell = (error: ProxyError) =>
-    !logger.isLevelEnabled(error.spec.log) || ration.allows(address, error.code);
+  #mayTell({ address }: ConnectionRecord, error: ProxyError): boolean {
+    return !this.#logger.isLevelEnabled(error.spec.log) || this.#ration.allows(address, error.code);
+  }
+}
 
+/** What happened, of which connection, and how. What is undefined is not written. */
+function lineOf(
+  what: { readonly event: string; readonly outcome?: string },
+  { session, address, user, database, identity }: ConnectionRecord,
+  how: object,
+): object {
   return {
+    event: what.event,
+    outcome: what.outcome,
     session,
-    onArrival: () => {},
-    onLocated: (located) => {
-      address = located;
-    },
-    onStartup: ({ user, database }) => {
-      who = describeClient(user, database);
-    },
-    onToken: () => {},
-    onIdentity: (_, verified) => {
-      identity = verified;
-    },
-    onLease: () => {},
-    onWelcome: ({ slot, cancelTarget: { processId: backendPid } }) => {
-      welcomedAt = performance.now();
-      logger.info({
-        event: 'login',
-        outcome: 'accepted',
-        ...line(),
-        slot,
-        backendPid,
-        durationMs: elapsed(arrived),
-      });
-    },
-    onRenewal: (_, renewed) => {
-      identity = renewed;
-      logger.info({ event: 'token_renewed', ...line() });
-    },
-    onRenewalRefused: (error) => {
-      if (!mayTell(error)) return;
-      logger[error.spec.log]({ event: 'token_refused', ...line(), ...explain(error) });
-    },
-    onRefusal: (error) => {
-      if (!mayTell(error)) return;
-      logger[error.spec.log]({
-        event: 'login',
-        outcome: error.code === 'oauth_discovery' ? 'discovery' : 'refused',
-        ...line(),
-        ...explain(error),
-        durationMs: elapsed(arrived),
-      });
-    },
-    onEnd: ({ endedBy, error, bytes }) => {
-      logger[error?.spec.log ?? 'info']({
-        event: 'session_end',
-        ...line(),
-        endedBy,
-        ...(error && explain(error)),
-        bytes,
-        durationMs: elapsed(welcomedAt),
-      });
-    },
+    address,
+    user,
+    database,
+    provider: identity?.provider,
+    issuer: identity?.issuer,
+    subject: identity?.subject,
+    kid: identity?.kid,
+    role: identity?.role,
+    upstream: identity?.upstream,
+    ...how,
   };
 }
 
-function describeIdentity(identity: Identity | undefined): object {
-  if (identity === undefined) return {};
-  const { provider, issuer, subject, kid, role, upstream } = identity;
-  return { provider, issuer, subject, kid, role, upstream };
+function elapsed(since: number): number {
+  return Math.round(performance.now() - since);
 }

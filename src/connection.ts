@@ -14,16 +14,16 @@ import { askForToken } from './client/login.ts';
 import { farewell, FLUSH_MS, sniOf, type Client } from './client/stream.ts';
 import { welcome } from './client/welcome.ts';
 import type { Config } from './config.ts';
-import { believedUntil, LoginDeadline, SessionClock } from './deadline.ts';
+import { believedUntil, LoginDeadline } from './deadline.ts';
 import { ProxyError } from './errors.ts';
 import type { Asking, Discovery } from './identity/authentication.ts';
 import type { VerifiedToken, Verifier } from './identity/jwt.ts';
 import type { Identity } from './identity/policy.ts';
 import type { Admission } from './limits/ledger.ts';
-import { createRenewal, type RenewalContext } from './renewal.ts';
-import { splice, type Outcome, type Progress } from './splice/splice.ts';
-import { watchPeer } from './splice/unheard.ts';
-import { encodeErrorResponse, encodeNotice } from './wire/backend.ts';
+import { LiveSession } from './live-session.ts';
+import type { RenewalContext } from './renewal.ts';
+import type { Outcome, Progress } from './splice/splice.ts';
+import { encodeErrorResponse } from './wire/backend.ts';
 import type { CancelKey, Cancels } from './upstream/cancel.ts';
 import type { Lease } from './upstream/pool.ts';
 
@@ -66,28 +66,30 @@ export interface ConnectionContext {
   ): Promise<Lease>;
 }
 
-/**
- * Ends a connection: a login at once, a session when it is idle or `graceMs` are over. `error` is `shutdown`, or the objection
- * to who it is: then its identity is taken off first.
- */
-export type Finish = (error: ProxyError, graceMs: number) => void;
+/** A login or a session, as those see it who may end it. */
+export interface Endable {
+  /**
+   * Ends a login at once, a session when it is idle or `graceMs` are over. `error` is `shutdown`, `terminated`, or the
+   * objection to who it is: then its identity is taken off first.
+   */
+  end(error: ProxyError, graceMs: number): void;
+}
 
 /** Told what happens; never shown the token. */
 export interface ConnectionLog {
   /** The id that joins this connection's log lines. */
   readonly session: string;
-  onArrival(finish: Finish): void;
+  onArrival(login: Endable): void;
   onLocated(address: string): void;
   onStartup(startup: Startup): void;
   /** The client has sent its token. */
   onToken(): void;
-  /** From now on until the end, whatever is said against it must be told to `finish`. */
+  /** From now on until the end, whatever is said against it must end it. */
   onIdentity(asking: Asking, identity: Identity): void;
   /** It has an upstream session, of which it hears next. */
   onLease(): void;
-  /** `progress` says what the session is doing, and has passed on so far. */
-  onWelcome(lease: Lease, finish: Finish, progress: () => Progress): void;
-  onRenewal(asking: Asking, identity: Identity): void;
+  onWelcome(lease: Lease, session: Endable & { readonly progress: Progress }): void;
+  onRenewal(identity: Identity): void;
   onRenewalRefused(error: ProxyError): void;
   onRefusal(error: ProxyError): void;
   onEnd(outcome: Outcome): void;
@@ -115,7 +117,7 @@ async function live(
   let admission: Admission | undefined;
   let released: Promise<unknown> | undefined;
   let outcome: Outcome | undefined;
-  log.onArrival((error) => login.abandon(error));
+  log.onArrival(login);
   try {
     const address = await arrival.locate(client.stream, login.signal);
     log.onLocated(address);
@@ -143,7 +145,13 @@ async function live(
       login.signal.throwIfAborted();
       await login.bound(welcome(client, { greeting: lease.greeting, cancelKey }));
       login.over();
-      outcome = await serveSession(client, { asking, identity, lease }, context, log);
+      const session = new LiveSession(client, { asking, identity, lease }, context, log);
+      try {
+        log.onWelcome(lease, session);
+        outcome = await session.done;
+      } finally {
+        session.close();
+      }
       log.onEnd(outcome);
     } finally {
       const { busy = true, idle = false, reported = true } = outcome ?? {};
@@ -195,74 +203,4 @@ async function identify(
   } catch (error) {
     return await refuse(error);
   }
-}
-
-/** What a peer is told of in the log that is dead for all we know. */
-const UNHEARD = new Error('it has not acknowledged what it was sent in a minute');
-
-/** Why a token that comes too late is not taken. */
-const GONE = new ProxyError('client_lost');
-
-/** The long middle, which ends with the token at the latest. */
-async function serveSession(
-  client: Client,
-  { asking, identity, lease }: { asking: Asking; identity: Identity; lease: Lease },
-  context: ConnectionContext,
-  log: ConnectionLog,
-): Promise<Outcome> {
-  let ending: ProxyError | undefined;
-  const judge = createRenewal(
-    {
-      asking,
-      identity,
-      bind: lease.renew,
-      ending: () => ending,
-      believedUntil: (expiresAt) => clock.believedUntil(expiresAt),
-      onRenewal(renewed) {
-        clock.renew(renewed.expiresAt);
-        log.onRenewal(asking, renewed);
-      },
-      onRefusal: (error) => log.onRenewalRefused(error),
-    },
-    () => context.current(),
-  );
-  const session = splice(client, lease.peer, {
-    judge,
-    onMistake: (thrown) => ProxyError.from(thrown, log.session),
-  });
-  const finish: Finish = (error, graceMs) => {
-    ending ??= error;
-    session.finish(error, graceMs);
-  };
-  const clock = new SessionClock(context.sessions, identity.expiresAt, {
-    onNotice: (leftMs) => session.say(expiryNotice(leftMs)),
-    onEnd: finish,
-  });
-  const unwatch = [client, lease.peer].map((peer) =>
-    // By then the stream may be another one.
-    watchPeer(peer.stream, () => peer.stream.destroy(UNHEARD)),
-  );
-  try {
-    const end: Finish = (error, graceMs) => {
-      if (error.code === 'shutdown' || error.code === 'terminated') return finish(error, graceMs);
-      // Nothing more is to be read or written as somebody who may no longer be anybody.
-      void lease.disown();
-      finish(new ProxyError('session_revoked', { cause: error.cause }), graceMs);
-    };
-    log.onWelcome(lease, end, () => session.progress());
-    return await session.done;
-  } finally {
-    ending ??= GONE;
-    clock.cancel();
-    for (const stop of unwatch) stop();
-  }
-}
-
-function expiryNotice(leftMs: number): Buffer {
-  return encodeNotice({
-    severity: 'NOTICE',
-    sqlstate: '01000',
-    message: `the token expires in ${Math.ceil(leftMs / 1000)} s`,
-    hint: "Reconnect with a fresh token, or SET pgjot.token = '…'.",
-  });
 }

@@ -65,7 +65,7 @@ export class LoginDeadline {
    * The proxy is shutting down, or objects to who it is. Not a matter for the socket: TLS lies over it, and must hear of the
    * end first.
    */
-  abandon(error: ProxyError): void {
+  end(error: ProxyError): void {
     const isShutdown = error.code === 'shutdown';
     this.#abort?.abort(isShutdown ? new ProxyError('draining', { silent: !this.#audible }) : error);
   }

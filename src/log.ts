@@ -6,7 +6,7 @@
  */
 import { destination, pino, stdTimeFunctions, type Logger } from 'pino';
 import type { Config } from './config.ts';
-import { ConfigError, printable, type ProxyError } from './errors.ts';
+import { ConfigError, type ProxyError } from './errors.ts';
 
 export type { Logger } from 'pino';
 
@@ -86,14 +86,6 @@ export function traceOf(thrown: unknown): string[] {
   if (!(thrown instanceof Error)) return [];
   const lines = (thrown.stack ?? '').split('\n').map((line) => line.trim());
   return lines.filter((line) => line.startsWith('at ')).slice(0, 12);
-}
-
-/** What a login line says of who came. */
-export function describeClient(user: string | undefined, database: string | undefined): object {
-  return {
-    user: user === undefined ? undefined : printable(user),
-    database: database === undefined ? undefined : printable(database),
-  };
 }
 
 function describe(error: Error): string {

@@ -10,9 +10,10 @@ import { startAdmin, type Admin } from './admin/endpoint.ts';
 import { readCredentials } from './admin/principal.ts';
 import { createRoutes } from './admin/routes.ts';
 import { changedSettings, settingsThatNeedRestart, type Config } from './config.ts';
-import { createConnectionLog } from './connection-log.ts';
+import { ConnectionLines } from './connection-log.ts';
 import { ConnectionMetrics } from './connection-metrics.ts';
-import { type Arrival, serve } from './connection.ts';
+import { ConnectionRecord, type ConnectionListener } from './connection-record.ts';
+import { serve } from './connection.ts';
 import { ConfigError, ProxyError } from './errors.ts';
 import { createGeneration, type Generation, type House } from './generation.ts';
 import type { Revocation } from './identity/revocations.ts';
@@ -24,9 +25,10 @@ import { LogRation } from './limits/log-ration.ts';
 import { createMetrics, type Metrics } from './metrics.ts';
 import { watchProcess } from './metrics-process.ts';
 import { render, type MetricsText } from './metrics-sample.ts';
+import { Newcomer } from './newcomer.ts';
 import { createOverview, type Overview } from './overview.ts';
 import { announce, collectState } from './proxy-metrics.ts';
-import { Roster, type RosterEntry } from './roster.ts';
+import { Roster } from './roster.ts';
 import { createCancels, type Cancels } from './upstream/cancel.ts';
 import type { Pool } from './upstream/pool.ts';
 
@@ -161,15 +163,20 @@ export function createProxy(
   let generation: Generation = createGeneration(config, house);
   announce(metrics, config);
   const ration = new LogRation(logger, () => generation.config.log.refusalsPerMinute);
+  // In this order: what an objection ends is counted and logged before.
+  const listeners: readonly ConnectionListener[] = [
+    counting,
+    new ConnectionLines(logger, ration),
+    roster,
+  ];
   const overview = createOverview({ roster, current: () => generation, phase: () => phase });
 
   // Not async, or it would keep the socket that came, which the splice replaces, for as long as its client is there.
   const onArrival = (socket: Socket): Promise<void> => {
     const { context, room } = generation;
-    const known = origins;
     // It is gone already, or was never an address.
     const peer = canonical(socket.remoteAddress ?? '');
-    if (!known.mayArrive(peer)) {
+    if (!origins.mayArrive(peer)) {
       metrics.limits.inc({ limit: 'address_denied' });
       socket.destroy();
       return Promise.resolve();
@@ -179,35 +186,18 @@ export function createProxy(
       socket.destroy();
       return Promise.resolve();
     }
-    let newcomer: Socket | undefined = socket;
-    let client: RosterEntry | undefined;
-    const refuse = () => {
-      client?.end(new ProxyError('too_many_clients', { silent: true }), 0);
-      newcomer?.destroy();
-    };
-    // Until it is known who it is. A cancel must get through when the house is full, and counts as one of those.
-    let exit = ledger.enter(known.isBalancer(peer) ? undefined : peer, refuse);
+    const newcomer = new Newcomer(socket, peer, origins, ledger);
     if (socket.destroyed) {
-      exit();
+      newcomer.exit();
       return Promise.resolve();
     }
     metrics.accepted.inc();
-    const arrival: Arrival = {
-      async locate(stream, signal) {
-        const address = await known.locate(stream, peer, signal);
-        if (known.isBalancer(peer)) {
-          exit();
-          exit = ledger.enter(address, refuse);
-        }
-        return address;
-      },
-    };
-    const log = counting.count(createConnectionLog(logger, peer, ration));
-    client = roster.enter(log, peer, () => {
-      exit();
-      newcomer = undefined;
+    const record = new ConnectionRecord(peer, [...listeners, newcomer]);
+    roster.enter(record);
+    return serve(socket, newcomer, context, record).finally(() => {
+      roster.exit(record);
+      newcomer.exit();
     });
-    return client.live(serve(socket, arrival, context, client)).finally(() => exit());
   };
 
   const take = (next: Config): void => {

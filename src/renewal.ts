@@ -28,7 +28,7 @@ export interface RenewedSession {
     | ((identity: Identity, signal: AbortSignal, assertGood: () => void) => Promise<void>)
     | undefined;
   /** What the session is ending for, whatever tokens still come. */
-  ending(): ProxyError | undefined;
+  readonly ending: ProxyError | undefined;
   /** Until when SQL may believe a token that expires at `expiresAt`; both in ms since the epoch. */
   believedUntil(expiresAt: number): number;
   /** The session has this identity now. */
@@ -106,7 +106,7 @@ function authorizeFor(
   context: RenewalContext,
 ): Identity {
   const { asking, identity } = session;
-  const end = session.ending();
+  const end = session.ending;
   if (end !== undefined) throw end;
   const renewed = context.authorize(asking, verified);
   if (!isSame(renewed, identity)) {

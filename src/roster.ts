@@ -1,10 +1,11 @@
 /**
  * The roster: which clients are connected, who they are and what they are doing, and how each is ended.
  *
- * Listens to what each connection's log is told. Never sees a token, and shows no claims.
+ * Reads what each connection's record says. Never sees a token, and shows no claims.
  */
-import type { ConnectionLog, Finish, Progress } from './connection.ts';
-import { printable, ProxyError } from './errors.ts';
+import type { Progress } from './connection.ts';
+import type { ConnectionListener, ConnectionRecord } from './connection-record.ts';
+import { ProxyError } from './errors.ts';
 import type { Asking } from './identity/authentication.ts';
 import type { Identity } from './identity/policy.ts';
 
@@ -74,11 +75,12 @@ const MAX_SUBJECT_CHARACTERS = 255;
 type Judge = (asking: Asking, identity: Identity) => ProxyError | undefined;
 
 /** Every connection of a process, from its first byte to its last. */
-export class Roster {
-  readonly #entries = new Set<Entry>();
+export class Roster implements ConnectionListener {
+  readonly #records = new Set<ConnectionRecord>();
   readonly #objection: Judge;
   /** How long busy sessions may go on, since the house is closing. */
   #graceMs: number | undefined;
+  #onEmpty: (() => void) | undefined;
 
   /** `objection` is asked whenever it becomes known who a client is: it may have been revoked while it was on its way. */
   constructor(objection: Judge) {
@@ -87,34 +89,46 @@ export class Roster {
 
   /** How many there are. */
   get size(): number {
-    return this.#entries.size;
+    return this.#records.size;
   }
 
-  /** One more connection, whose log this is. `onIdentity` is called whenever it becomes known who it is. */
-  enter(log: ConnectionLog, address: string, onIdentity: () => void): RosterEntry {
-    return new Entry(log, address, {
-      onFinishable: (finish) => {
-        if (this.#graceMs !== undefined) finish(new ProxyError('shutdown'), this.#graceMs);
-      },
-      onIdentity: (known) => {
-        onIdentity();
-        known.judge(this.#objection);
-      },
-      onLife: (entry) => this.#entries.add(entry),
-      onGone: (entry) => this.#entries.delete(entry),
-    });
+  /** One more connection. */
+  enter(record: ConnectionRecord): void {
+    this.#records.add(record);
+  }
+
+  /** It is over. */
+  exit(record: ConnectionRecord): void {
+    this.#records.delete(record);
+    if (this.#records.size === 0) this.#onEmpty?.();
+  }
+
+  onArrival(record: ConnectionRecord): void {
+    this.#closeIfLeaving(record);
+  }
+
+  onWelcome(record: ConnectionRecord): void {
+    this.#closeIfLeaving(record);
+  }
+
+  onIdentity(record: ConnectionRecord): void {
+    judge(record, this.#objection);
+  }
+
+  onRenewal(record: ConnectionRecord): void {
+    judge(record, this.#objection);
   }
 
   /** Ends those of the sessions, and of the logins, to which there is an objection. */
   judge(objection: Judge): void {
-    for (const entry of this.#entries) entry.judge(objection);
+    for (const record of this.#records) judge(record, objection);
   }
 
   /** Ends these sessions and logins at once; their clients may come back. Returns how many. */
   terminate(selection: SessionSelection): number {
     let ended = 0;
-    for (const entry of this.#entries) {
-      if (!entry.matches(selection) || !entry.end(new ProxyError('terminated'), 0)) continue;
+    for (const record of this.#records) {
+      if (!matches(record, selection) || !record.end(new ProxyError('terminated'), 0)) continue;
       ended++;
     }
     return ended;
@@ -123,19 +137,82 @@ export class Roster {
   /** Ends all, those that are busy after `graceMs`, and those that are still to come; resolves when none is left. */
   async leave(graceMs: number): Promise<void> {
     this.#graceMs = graceMs;
-    for (const entry of this.#entries) entry.end(new ProxyError('shutdown'), graceMs);
-    await Promise.all([...this.#entries].map(({ gone }) => gone));
+    for (const record of this.#records) record.end(new ProxyError('shutdown'), graceMs);
+    while (this.#records.size > 0) {
+      await new Promise<void>((resolve) => {
+        const others = this.#onEmpty;
+        this.#onEmpty = () => {
+          others?.();
+          resolve();
+        };
+      });
+    }
   }
 
   /** A page of those that are meant. */
   page({ limit, after, ...selection }: SessionQuery): SessionPage {
-    const matching = [...this.#entries].filter((entry) => entry.matches(selection));
+    const matching = [...this.#records].filter((record) => matches(record, selection));
     return pageOf(
-      matching.map((entry) => ({ key: entry.key, describe: () => entry.describe() })),
+      matching.map((record) => ({
+        key: keyOf(isoTime(record.arrivedAt), record.session),
+        describe: () => describe(record),
+      })),
       matching.length,
       { limit, after },
     );
   }
+
+  #closeIfLeaving(record: ConnectionRecord): void {
+    if (this.#graceMs !== undefined) record.end(new ProxyError('shutdown'), this.#graceMs);
+  }
+}
+
+function judge(record: ConnectionRecord, objection: Judge): void {
+  const { asking, identity } = record;
+  if (asking === undefined || identity === undefined) return;
+  const error = objection(asking, identity);
+  if (error !== undefined) record.end(error, 0);
+}
+
+function matches(record: ConnectionRecord, selection: SessionSelection): boolean {
+  const { id, iss, sub, provider, role, upstream, address, state } = selection;
+  const { identity } = record;
+  const fits = (wanted: string | undefined, is: string | undefined) =>
+    wanted === undefined || wanted === is;
+  return (
+    fits(id, record.session) &&
+    fits(iss, identity?.issuer) &&
+    fits(sub, identity?.subject) &&
+    fits(provider, identity?.provider) &&
+    fits(role, identity?.role) &&
+    fits(upstream, identity?.upstream) &&
+    fits(address, record.address) &&
+    (state === undefined || state === stateOf(record))
+  );
+}
+
+function describe(record: ConnectionRecord): SessionDescription {
+  const { session, address, arrivedAt, user, database, applicationName, identity } = record;
+  const { slot, backendPid } = record;
+  const bytes = record.live?.progress.bytes;
+  return {
+    id: session,
+    state: stateOf(record),
+    address,
+    connectedAt: isoTime(arrivedAt),
+    ...(user !== undefined && { user }),
+    ...(database !== undefined && { database }),
+    ...(applicationName !== undefined && { applicationName }),
+    ...(identity && describeIdentity(identity)),
+    ...(slot !== undefined && { slot }),
+    ...(backendPid !== undefined && { backendPid }),
+    ...(bytes && { bytes }),
+  };
+}
+
+function stateOf({ closing, live }: ConnectionRecord): SessionState {
+  if (closing) return 'closing';
+  return live?.progress.state ?? 'login';
 }
 
 /** Several processes' first pages as one. */
@@ -177,169 +254,6 @@ function pageOf(
 /** By this they are ordered. ISO 8601 in UTC sorts as text. */
 function keyOf(connectedAt: string, id: string): string {
   return `${connectedAt}_${id}`;
-}
-
-/** One connection. It is the log that the connection writes to, and passes everything on to the real one. */
-export interface RosterEntry extends ConnectionLog {
-  /** Ends its session, or its login. Whether there was anything to end. */
-  end(error: ProxyError, graceMs: number): boolean;
-  /** Has it on the roster until this is over; resolves then. */
-  live(life: Promise<void>): Promise<void>;
-}
-
-interface EntryListener {
-  onLife(entry: Entry): void;
-  onGone(entry: Entry): void;
-  onFinishable(finish: Finish): void;
-  onIdentity(entry: Entry): void;
-}
-
-class Entry implements RosterEntry {
-  readonly session: string;
-  gone: Promise<void> = Promise.resolve();
-  readonly #log: ConnectionLog;
-  readonly #listener: EntryListener;
-  readonly #connectedAt = new Date().toISOString();
-  #address: string;
-  #asked: Pick<SessionDescription, 'user' | 'database' | 'applicationName'> = {};
-  #claim: { readonly asking: Asking; readonly identity: Identity } | undefined;
-  #work: Pick<SessionDescription, 'slot' | 'backendPid'> = {};
-  #progress: (() => Progress) | undefined;
-  #isClosing = false;
-  /** Ends its session; until there is one, its login. */
-  #finish: Finish = () => {};
-
-  constructor(log: ConnectionLog, address: string, listener: EntryListener) {
-    this.#log = log;
-    this.#address = address;
-    this.#listener = listener;
-    this.session = log.session;
-  }
-
-  get key(): string {
-    return keyOf(this.#connectedAt, this.session);
-  }
-
-  matches({ id, iss, sub, provider, role, upstream, address, state }: SessionSelection): boolean {
-    const identity = this.#claim?.identity;
-    const fits = (wanted: string | undefined, is: string | undefined) =>
-      wanted === undefined || wanted === is;
-    return (
-      fits(id, this.session) &&
-      fits(iss, identity?.issuer) &&
-      fits(sub, identity?.subject) &&
-      fits(provider, identity?.provider) &&
-      fits(role, identity?.role) &&
-      fits(upstream, identity?.upstream) &&
-      fits(address, this.#address) &&
-      (state === undefined || state === this.#state)
-    );
-  }
-
-  live(life: Promise<void>): Promise<void> {
-    this.#listener.onLife(this);
-    this.gone = life.finally(() => this.#listener.onGone(this));
-    return this.gone;
-  }
-
-  end(error: ProxyError, graceMs: number): boolean {
-    if (this.#isClosing) return false;
-    this.#finish(error, graceMs);
-    return true;
-  }
-
-  judge(objection: Judge): void {
-    if (this.#claim === undefined) return;
-    const error = objection(this.#claim.asking, this.#claim.identity);
-    if (error !== undefined) this.end(error, 0);
-  }
-
-  describe(): SessionDescription {
-    const bytes = this.#progress?.().bytes;
-    return {
-      id: this.session,
-      state: this.#state,
-      address: this.#address,
-      connectedAt: this.#connectedAt,
-      ...this.#asked,
-      ...(this.#claim && describeIdentity(this.#claim.identity)),
-      ...this.#work,
-      ...(bytes && { bytes }),
-    };
-  }
-
-  get #state(): SessionState {
-    if (this.#isClosing) return 'closing';
-    return this.#progress?.().state ?? 'login';
-  }
-
-  onArrival(finish: Finish): void {
-    this.#log.onArrival(finish);
-    this.#take(finish);
-  }
-
-  onLocated(address: string): void {
-    this.#address = address;
-    this.#log.onLocated(address);
-  }
-
-  onStartup(startup: Parameters<ConnectionLog['onStartup']>[0]): void {
-    const { user, database, parameters } = startup;
-    const applicationName = parameters.get('application_name');
-    this.#asked = {
-      user: printable(user),
-      database: printable(database),
-      ...(applicationName !== undefined && { applicationName: printable(applicationName) }),
-    };
-    this.#log.onStartup(startup);
-  }
-
-  onIdentity(asking: Asking, identity: Identity): void {
-    this.#claim = { asking, identity };
-    this.#log.onIdentity(asking, identity);
-    this.#listener.onIdentity(this);
-  }
-
-  onToken(): void {
-    this.#log.onToken();
-  }
-
-  onLease(): void {
-    this.#log.onLease();
-  }
-
-  onWelcome(...given: Parameters<ConnectionLog['onWelcome']>): void {
-    const [{ slot, cancelTarget }, finish, progress] = given;
-    this.#work = { slot, backendPid: cancelTarget.processId };
-    this.#progress = progress;
-    this.#log.onWelcome(...given);
-    this.#take(finish);
-  }
-
-  onRenewal(asking: Asking, identity: Identity): void {
-    this.#claim = { asking, identity };
-    this.#log.onRenewal(asking, identity);
-    this.#listener.onIdentity(this);
-  }
-
-  onRenewalRefused(error: ProxyError): void {
-    this.#log.onRenewalRefused(error);
-  }
-
-  onRefusal(error: ProxyError): void {
-    this.#isClosing = true;
-    this.#log.onRefusal(error);
-  }
-
-  onEnd(outcome: Parameters<ConnectionLog['onEnd']>[0]): void {
-    this.#isClosing = true;
-    this.#log.onEnd(outcome);
-  }
-
-  #take(finish: Finish): void {
-    this.#finish = finish;
-    this.#listener.onFinishable(finish);
-  }
 }
 
 function describeIdentity({

@@ -11,7 +11,7 @@ import {
   serve,
   type ConnectionContext,
   type ConnectionLog,
-  type Finish,
+  type Endable,
 } from '../src/connection.ts';
 import { SessionClock } from '../src/deadline.ts';
 import { ProxyError } from '../src/errors.ts';
@@ -82,10 +82,11 @@ async function arrive(change: (house: House) => void = () => {}) {
   const seen: {
     refusal?: ProxyError;
     outcome?: Outcome;
-    finish?: Finish;
+    /** How to end its session. */
+    finish?: Endable['end'];
     abandon?: () => void;
     /** How to end its login. */
-    refuse?: Finish;
+    refuse?: Endable['end'];
   } = {};
   const peer = { stream: inside.connected as Duplex };
   const house: House = {
@@ -149,9 +150,9 @@ async function arrive(change: (house: House) => void = () => {}) {
   change(house);
   const witness: ConnectionLog = {
     session: 'session-id',
-    onArrival: (finish) => {
-      seen.refuse = finish;
-      seen.abandon = () => finish(new ProxyError('shutdown'), 0);
+    onArrival: (login) => {
+      seen.refuse = (...why) => login.end(...why);
+      seen.abandon = () => login.end(new ProxyError('shutdown'), 0);
     },
     onLocated: (address) => {
       expect(address).toBe('192.0.2.1');
@@ -160,8 +161,8 @@ async function arrive(change: (house: House) => void = () => {}) {
     onToken: () => events.push('token'),
     onIdentity: () => events.push('identity'),
     onLease: () => events.push('lease'),
-    onWelcome: (_, finish) => {
-      seen.finish = finish;
+    onWelcome: (_, session) => {
+      seen.finish = (...why) => session.end(...why);
       events.push('welcome');
     },
     onRenewal: () => events.push('renewal'),

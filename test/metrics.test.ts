@@ -2,7 +2,7 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { parseConfig } from '../src/config.ts';
 import { ConnectionMetrics } from '../src/connection-metrics.ts';
-import type { ConnectionLog } from '../src/connection.ts';
+import { ConnectionRecord } from '../src/connection-record.ts';
 import { ProxyError } from '../src/errors.ts';
 import type { Asking } from '../src/identity/authentication.ts';
 import type { Identity } from '../src/identity/policy.ts';
@@ -259,18 +259,16 @@ describe('a session that a mistake of ours ends', () => {
     const metrics = createMetrics();
     const connections = new ConnectionMetrics(metrics);
     metrics.onSample(() => connections.collect());
-    const deaf = new Proxy({}, { get: () => () => {} }) as ConnectionLog;
     const bytes = { clientToUpstream: 1, upstreamToClient: 2 };
     const mistake = new ProxyError('internal');
     const ended = { endedBy: 'proxy', error: mistake, bytes } as Outcome;
 
-    const log = connections.count(deaf);
+    const log = new ConnectionRecord('192.0.2.1', [connections]);
     log.onIdentity({} as Asking, { provider: 'own', ...MAIN } as Identity);
-    log.onWelcome(
-      {} as Lease,
-      () => {},
-      () => ({ state: 'idle', bytes }),
-    );
+    log.onWelcome({ slot: 's', cancelTarget: { processId: 1 } } as Lease, {
+      end: () => {},
+      progress: { state: 'idle', bytes },
+    });
     log.onRefusal(mistake);
     log.onEnd(ended);
 

@@ -39,6 +39,8 @@ const ALLOWED: ReadonlySet<string> = new Set([
 /** What a StartupMessage holds beside settings. */
 const NO_SETTINGS: ReadonlySet<string> = new Set(['user', 'database', 'options', 'replication']);
 
+const UPPER_CASE = /[A-Z]/;
+
 const MAX_VALUE_BYTES = 1_024;
 // Our own StartupMessage carries them too, beside longer names than the client's, and has the same 10,000 bytes.
 const MAX_PARAMETERS_BYTES = 8_192;
@@ -139,7 +141,7 @@ function canonicalName(name: string): string {
 
 /** ASCII letters in lower case, as guc_name_compare() folds them. */
 function lowerCase(name: string): string {
-  return name.replaceAll(/[A-Z]/g, (letter) => letter.toLowerCase());
+  return UPPER_CASE.test(name) ? name.replaceAll(/[A-Z]/g, (letter) => letter.toLowerCase()) : name;
 }
 
 function refuseUnlessAllowed(name: string, value: string, alsoAllowed: readonly string[]): void {

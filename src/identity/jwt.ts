@@ -6,7 +6,7 @@
  *
  * https://www.rfc-editor.org/rfc/rfc7519#section-7.2 and https://www.rfc-editor.org/rfc/rfc8725
  */
-import { createHash } from 'node:crypto';
+import { hash } from 'node:crypto';
 import { compactVerify, type CryptoKey, errors } from 'jose';
 import NodeCache from 'node-cache';
 import type { Config, JwksConfig, ProviderConfig } from '../config.ts';
@@ -303,5 +303,5 @@ class VerdictCache {
 }
 
 function digest(token: string): string {
-  return createHash('sha256').update(token).digest('base64url');
+  return hash('sha256', token, 'base64url');
 }

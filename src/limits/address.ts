@@ -9,7 +9,8 @@ const MAPPED_BITS = 96;
 
 /** An address as it is written everywhere here: IPv4 where it is one inside IPv6, else RFC 5952. What is no address stays. */
 export function canonical(address: string): string {
-  if (!isIPv6(address)) return address;
+  // What has no colon needs no look at the grammar of IPv6, which is a long one.
+  if (!address.includes(':') || !isIPv6(address)) return address;
   const [bare = ''] = address.split('%');
   const spelled = new SocketAddress({ address: bare, family: 'ipv6' }).address;
   return MAPPED.exec(spelled)?.[1] ?? spelled;
@@ -49,8 +50,8 @@ export interface Admittance {
 /** Whether a canonical address may connect: it is in `allow`, where there is one, and not in `deny`. */
 export function createAdmittance({ allow, deny }: Admittance): (address: string) => boolean {
   const allowed = allow && new Networks(allow);
-  const denied = new Networks(deny);
-  return (address) => (allowed?.has(address) ?? true) && !denied.has(address);
+  const denied = deny.length === 0 ? undefined : new Networks(deny);
+  return (address) => (allowed?.has(address) ?? true) && !(denied?.has(address) ?? false);
 }
 
 /**
@@ -58,7 +59,7 @@ export function createAdmittance({ allow, deny }: Admittance): (address: string)
  * has one address of those has them all.
  */
 export function countedAs(address: string, ipv6PrefixBits: number): string {
-  if (!isIPv6(address)) return address;
+  if (!address.includes(':') || !isIPv6(address)) return address;
   const [head = '', tail] = address.split('::');
   const left = head === '' ? [] : head.split(':');
   const right = tail === undefined || tail === '' ? [] : tail.split(':');

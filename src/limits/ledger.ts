@@ -293,6 +293,7 @@ export class CountedIn implements Admission {
   }
 
   succeeded(issuer: string): void {
+    if (this.waits.length === 0) return;
     const key = digest(issuer);
     if (this.waits.some((one) => one.issuer === key)) {
       this.#store.setbacks.succeeded(this.key, key);

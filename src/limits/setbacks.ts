@@ -5,7 +5,7 @@
  * not keep out those with good ones of another. By whatever issuer a token names, whether it is configured or not: who is made
  * to wait learns nothing from it.
  */
-import { createHash } from 'node:crypto';
+import { hash } from 'node:crypto';
 import type { Config } from '../config.ts';
 
 /** What an issuer's setbacks at an address come to. `issuer` is `digest`'s. */
@@ -40,7 +40,7 @@ const MIN_MEMORY_MS = 600_000;
 
 /** A key for what a token names: of a fixed length, whatever a stranger writes there. */
 export function digest(name: string): string {
-  return createHash('sha256').update(name).digest('base64url').slice(0, 22);
+  return hash('sha256', name, 'base64url').slice(0, 22);
 }
 
 /** How long to wait after so many failures, in ms. */

@@ -10,12 +10,12 @@
  *              └────── a length below 4 ──▶ lost, for good
  */
 
-/** What a walker tells its owner; called while the chunk is being walked, before the next frame is looked at. */
+/** What walkers tell their owner; called while the chunk is being walked, before the next frame is looked at. */
 export interface FrameListener {
   /** A frame's header is complete. */
-  onFrame(type: number): void;
+  onFrame(type: number, walker: FrameWalker): void;
   /** The first body byte of a frame of `watchedType`. */
-  onFirstByte(byte: number): void;
+  onFirstByte(byte: number, walker: FrameWalker): void;
 }
 
 const HEADER_BYTES = 5;
@@ -61,7 +61,7 @@ export class FrameWalker {
   #walkBody(chunk: Buffer, at: number): number {
     if (this.#firstByteWanted) {
       this.#firstByteWanted = false;
-      this.#listener.onFirstByte(chunk[at] as number);
+      this.#listener.onFirstByte(chunk[at] as number, this);
     }
     const skipped = Math.min(this.#bodyLeft, chunk.length - at);
     this.#bodyLeft -= skipped;
@@ -94,6 +94,6 @@ export class FrameWalker {
     }
     this.#bodyLeft = length - 4;
     this.#firstByteWanted = type === this.#watchedType && this.#bodyLeft > 0;
-    this.#listener.onFrame(type);
+    this.#listener.onFrame(type, this);
   }
 }

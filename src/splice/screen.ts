@@ -34,6 +34,11 @@ export const REFUSALS = [
 /** Judges a token; undefined when it was taken. Must not throw. */
 export type TokenJudge = (token: string) => Promise<Refusal | undefined>;
 
+/** Whoever has a judge. */
+export interface Judging {
+  readonly judge: TokenJudge;
+}
+
 const MALFORMED: Refusal =
   'the statement must be SET pgjot.token = followed by one string, and nothing else';
 const ACCEPTED = "SET pgjot.token = ''";
@@ -64,37 +69,42 @@ type Verdict = 'pass' | 'wait' | 'hold';
 
 const EMPTY = Buffer.alloc(0);
 
-/** The stage before a flow's first. `resume` makes the source go on after `take` has said `false`. */
+/** Whom to resume. */
+interface Source {
+  readonly stream: { resume(): unknown };
+}
+
+/** The stage before a flow's first. `source` is resumed where `take` has said `false`. */
 export class Screen implements ByteTaker {
   readonly #next: ByteTaker;
-  readonly #judge: TokenJudge;
-  readonly #resume: () => void;
+  readonly #judging: Judging;
+  readonly #source: Source;
   /** Body bytes of a frame that passes, still to come. */
   #bodyLeft = 0;
   /** Body bytes of a frame that does not, still to come. */
   #dropLeft = 0;
   /** From the beginning of a frame on which there is no verdict yet. */
   #held: Buffer = EMPTY;
-  #judging = false;
+  #isJudging = false;
   #blind = false;
   #stopped = false;
   #afterwards: (() => void) | undefined;
 
-  constructor(next: ByteTaker, judge: TokenJudge, resume: () => void) {
+  constructor(next: ByteTaker, judging: Judging, source: Source) {
     this.#next = next;
-    this.#judge = judge;
-    this.#resume = resume;
+    this.#judging = judging;
+    this.#source = source;
   }
 
   /** Whether bytes of the client are held back: then the session is not idle. */
   get holding(): boolean {
-    return this.#held.length > 0 || this.#judging || this.#dropLeft > 0;
+    return this.#held.length > 0 || this.#isJudging || this.#dropLeft > 0;
   }
 
   take(chunk: Buffer): boolean {
     if (this.#blind || this.#stopped) return this.#next.take(chunk);
     const bytes = this.#held.length > 0 ? Buffer.concat([this.#held, chunk]) : chunk;
-    if (this.#judging) {
+    if (this.#isJudging) {
       this.#held = Buffer.from(bytes);
       return false;
     }
@@ -111,7 +121,7 @@ export class Screen implements ByteTaker {
 
   /** The client sends no more: what is held goes on as it is, then `then` is called. */
   end(then: () => void): void {
-    if (this.#judging) {
+    if (this.#isJudging) {
       this.#afterwards = then;
       return;
     }
@@ -177,22 +187,22 @@ export class Screen implements ByteTaker {
     if (!whole && length <= MAX_FRAME_BYTES) return false;
     this.#held = Buffer.from(held.subarray(frame.length));
     this.#dropLeft = 1 + length - frame.length;
-    this.#judging = true;
+    this.#isJudging = true;
     const token = whole ? tokenIn(frame) : undefined;
-    const verdict = token === undefined ? Promise.resolve(MALFORMED) : this.#judge(token);
+    const verdict = token === undefined ? Promise.resolve(MALFORMED) : this.#judging.judge(token);
     void verdict.then((refusal) => this.#goOn(replacement(frame, refusal)));
     return true;
   }
 
   #goOn(frame: Buffer): void {
     if (this.#stopped) return;
-    this.#judging = false;
+    this.#isJudging = false;
     const held = this.#held;
     this.#held = EMPTY;
     const goesOn = this.#next.take(frame);
     const restGoesOn = held.length === 0 || this.#screen(held);
-    if (this.#afterwards !== undefined && !this.#judging) this.end(this.#afterwards);
-    else if (goesOn && restGoesOn) this.#resume();
+    if (this.#afterwards !== undefined && !this.#isJudging) this.end(this.#afterwards);
+    else if (goesOn && restGoesOn) this.#source.stream.resume();
   }
 }
 

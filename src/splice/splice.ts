@@ -15,9 +15,9 @@
 import { ProxyError } from '../errors.ts';
 import { encodeErrorResponse } from '../wire/backend.ts';
 import { FRONTEND } from '../wire/frontend.ts';
-import { Flow, type Peer } from './flow.ts';
+import { Flow, type FlowOwner, type Peer } from './flow.ts';
 import { hasEnded, letGo } from './reading.ts';
-import { Screen, type TokenJudge } from './screen.ts';
+import { type Judging, Screen, type TokenJudge } from './screen.ts';
 import { Traffic } from './traffic.ts';
 
 /** How a splice ended. */
@@ -68,7 +68,7 @@ export interface Progress extends Pick<Outcome, 'bytes'> {
 export interface Splice {
   readonly done: Promise<Outcome>;
   /** What it is doing, and has passed on so far. */
-  progress(): Progress;
+  readonly progress: Progress;
   /** Gives the client a message of ours, whole frames, as soon as the upstream's are not cut by it. */
   say(frames: Buffer): void;
   /** Ends it with `error` as soon as the session is idle, or after `graceMs` whatever it does. The first error counts, and the shortest grace. */
@@ -77,30 +77,21 @@ export interface Splice {
 
 /** Begins to copy. Both streams must be idle at a frame boundary; bytes already in their read buffers are copied first. */
 export function splice(client: Peer, upstream: Peer, options: SpliceOptions = {}): Splice {
-  const running = new RunningSplice(client, upstream, options);
-  return {
-    done: running.done,
-    progress: () => running.progress,
-    finish: (error, graceMs) => running.guard(() => running.finish(error, graceMs)),
-    say: (frames) => running.guard(() => running.say(frames)),
-  };
+  return new RunningSplice(client, upstream, options);
 }
 
-class RunningSplice {
+class RunningSplice implements Splice, FlowOwner {
   readonly done: Promise<Outcome>;
   readonly #client: Peer;
   readonly #upstream: Peer;
-  readonly #times: SpliceTimes;
+  readonly #options: SpliceOptions;
   readonly #traffic = new Traffic();
   readonly #toUpstream: Flow;
   readonly #toClient: Flow;
   readonly #screen: Screen | undefined;
-  readonly #onMistake: (thrown: unknown) => ProxyError;
-  readonly #upstreamEvents = {
-    end: () => this.guard(() => this.#onUpstreamEnd()),
-    error: (cause: Error) => this.guard(() => this.#onUpstreamError(cause)),
-    close: () => this.guard(() => this.#onUpstreamEnd()),
-  };
+  /** Listeners of the upstream's, which may outlive this. */
+  readonly #onUpstreamGone = () => this.#guard(() => this.#onUpstreamEnd());
+  readonly #onUpstreamBroken = (cause: Error) => this.#guard(() => this.#onUpstreamError(cause));
   #resolve: (outcome: Outcome) => void = () => {};
   #ended = false;
   /** Whether the client had whole frames alone before the last chunk from upstream. */
@@ -113,41 +104,17 @@ class RunningSplice {
   #unsaid: Buffer | undefined;
 
   constructor(client: Peer, upstream: Peer, options: SpliceOptions) {
-    const {
-      judge,
-      times = SPLICE_TIMES,
-      onMistake = (thrown) => ProxyError.from(thrown),
-    } = options;
     this.#client = client;
     this.#upstream = upstream;
-    this.#times = times;
-    this.#onMistake = onMistake;
+    this.#options = options;
     this.done = new Promise((resolve) => {
       this.#resolve = resolve;
     });
-    const { fromClient, fromUpstream } = this.#traffic;
-    const expectsMore = () => this.#traffic.busy;
     // A backend reads nothing while it executes, for as long as that takes: only a client can be too slow.
-    this.#toUpstream = new Flow(client, upstream, {
-      onChunk: (chunk) => {
-        if (this.#isGoodbye(chunk)) this.#end('client', undefined);
-        else fromClient.walk(chunk);
-      },
-      expectsMore,
-      onMistake: (thrown) => this.#fail(thrown),
-    });
-    this.#toClient = new Flow(upstream, client, {
-      onChunk: (chunk) => {
-        this.#cutsNothing = fromUpstream.atBoundary;
-        fromUpstream.walk(chunk);
-      },
-      afterWrite: () => this.#afterWrite(),
-      expectsMore,
-      onMistake: (thrown) => this.#fail(thrown),
-      stall: { ms: times.stallMs, onStall: () => this.#onStall() },
-    });
+    this.#toUpstream = new Flow(client, upstream, this);
+    this.#toClient = new Flow(upstream, client, this, this.#times.stallMs);
     // Reading may replace a stream, so both flows begin before anybody listens to either.
-    this.#screen = judge && new Screen(this.#toUpstream, judge, () => this.#client.stream.resume());
+    this.#screen = hasJudge(options) ? new Screen(this.#toUpstream, options, client) : undefined;
     this.#toClient.begin();
     this.#toUpstream.begin(this.#screen);
     this.#listen();
@@ -157,11 +124,69 @@ class RunningSplice {
     return { state: this.#traffic.state, bytes: this.#bytes };
   }
 
+  get #times(): SpliceTimes {
+    return this.#options.times ?? SPLICE_TIMES;
+  }
+
   get #bytes(): Outcome['bytes'] {
     return { clientToUpstream: this.#toUpstream.bytes, upstreamToClient: this.#toClient.bytes };
   }
 
   finish(error: ProxyError, graceMs: number): void {
+    this.#guard(() => this.#finish(error, graceMs));
+  }
+
+  say(frames: Buffer): void {
+    this.#guard(() => {
+      this.#unsaid = this.#unsaid === undefined ? frames : Buffer.concat([this.#unsaid, frames]);
+      this.#sayNow();
+    });
+  }
+
+  onChunk(chunk: Buffer, flow: Flow): void {
+    const { fromClient, fromUpstream } = this.#traffic;
+    if (flow === this.#toClient) {
+      this.#cutsNothing = fromUpstream.atBoundary;
+      fromUpstream.walk(chunk);
+    } else if (this.#isGoodbye(chunk)) this.#end('client', undefined);
+    else fromClient.walk(chunk);
+  }
+
+  afterWrite(flow: Flow): void {
+    if (flow !== this.#toClient) return;
+    if (this.#unsaid !== undefined) this.#sayNow();
+    this.#finishIfIdle();
+  }
+
+  expectsMore(): boolean {
+    return this.#traffic.busy;
+  }
+
+  onMistake(thrown: unknown): void {
+    const error = this.#options.onMistake?.(thrown) ?? ProxyError.from(thrown);
+    // Of the last chunk the walker may have seen more than the client has got.
+    if (this.#cutsNothing) this.#sayLastWords(error, 'proxy');
+    else this.#end('proxy', error);
+  }
+
+  onStall(): void {
+    const cause = new Error(`it has not taken what it asked for in ${this.#times.stallMs} ms`);
+    this.#end('client', new ProxyError('client_lost', { cause }));
+  }
+
+  /**
+   * Runs what an event or a timer asks for. A mistake of ours in it ends this session and no other: thrown on, it would
+   * end the process.
+   */
+  #guard(step: () => void): void {
+    try {
+      step();
+    } catch (thrown) {
+      this.onMistake(thrown);
+    }
+  }
+
+  #finish(error: ProxyError, graceMs: number): void {
     if (this.#ended) return;
     const first = (this.#finishing ??= error);
     // A statement that has arrived already must not get in between.
@@ -170,48 +195,26 @@ class RunningSplice {
     if (deadline < this.#graceDeadline) {
       this.#graceDeadline = deadline;
       clearTimeout(this.#graceTimer);
-      const giveUp = () => this.guard(() => this.#sayLastWords(first, 'proxy'));
+      const giveUp = () => this.#guard(() => this.#sayLastWords(first, 'proxy'));
       this.#graceTimer = setTimeout(giveUp, graceMs);
     }
     this.#finishIfIdle();
   }
 
-  say(frames: Buffer): void {
-    this.#unsaid = this.#unsaid === undefined ? frames : Buffer.concat([this.#unsaid, frames]);
-    this.#sayNow();
-  }
-
-  /**
-   * Runs what an event or a timer asks for. A mistake of ours in it ends this session and no other: thrown on, it would
-   * end the process.
-   */
-  guard(step: () => void): void {
-    try {
-      step();
-    } catch (thrown) {
-      this.#fail(thrown);
-    }
-  }
-
-  #fail(thrown: unknown): void {
-    const error = this.#onMistake(thrown);
-    // Of the last chunk the walker may have seen more than the client has got.
-    if (this.#cutsNothing) this.#sayLastWords(error, 'proxy');
-    else this.#end('proxy', error);
-  }
-
   #listen(): void {
     this.#client.stream
-      .on('end', () => this.guard(() => this.#onClientEnd()))
+      .on('end', () => this.#guard(() => this.#onClientEnd()))
       .on('error', (cause) =>
-        this.guard(() => this.#end('client', new ProxyError('client_lost', { cause }))),
+        this.#guard(() => this.#end('client', new ProxyError('client_lost', { cause }))),
       )
-      .on('close', () => this.guard(() => this.#onClientClose()));
+      .on('close', () => this.#guard(() => this.#onClientClose()));
     // A client that has already said goodbye, right behind its password.
     if (this.#ended) return;
-    const { end, error, close } = this.#upstreamEvents;
-    this.#upstream.stream.on('end', end).on('error', error).on('close', close);
-    this.#upstream.stream.off('error', ignore);
+    this.#upstream.stream
+      .on('end', this.#onUpstreamGone)
+      .on('error', this.#onUpstreamBroken)
+      .on('close', this.#onUpstreamGone)
+      .off('error', ignore);
     // Either may have gone before anybody listened; an end that has been told once is not told again.
     if (this.#client.stream.destroyed) this.#onClientClose();
     else if (this.#client.stream.readableEnded) this.#onClientEnd();
@@ -264,7 +267,7 @@ class RunningSplice {
       if (this.#toClient.bytes === before) this.#end('client', undefined);
       else this.#awaitAnswer();
     };
-    this.#halfCloseTimer = setTimeout(() => this.guard(look), this.#times.halfCloseMs);
+    this.#halfCloseTimer = setTimeout(() => this.#guard(look), this.#times.halfCloseMs);
   }
 
   #onClientClose(): void {
@@ -287,16 +290,6 @@ class RunningSplice {
     // PostgreSQL resets when it leaves bytes of ours unread; what it had to say has been said.
     else if (this.#traffic.upstreamExplained) this.#end('upstream', undefined);
     else this.#sayLastWords(new ProxyError('upstream_lost', { cause }), 'upstream');
-  }
-
-  #onStall(): void {
-    const cause = new Error(`it has not taken what it asked for in ${this.#times.stallMs} ms`);
-    this.#end('client', new ProxyError('client_lost', { cause }));
-  }
-
-  #afterWrite(): void {
-    if (this.#unsaid !== undefined) this.#sayNow();
-    this.#finishIfIdle();
   }
 
   #sayNow(): void {
@@ -355,10 +348,17 @@ class RunningSplice {
 
   #letUpstreamGo(): void {
     const { stream } = this.#upstream;
-    const { end, error, close } = this.#upstreamEvents;
     letGo(stream);
-    stream.on('error', ignore).off('end', end).off('error', error).off('close', close);
+    stream
+      .on('error', ignore)
+      .off('end', this.#onUpstreamGone)
+      .off('error', this.#onUpstreamBroken)
+      .off('close', this.#onUpstreamGone);
   }
+}
+
+function hasJudge(options: SpliceOptions): options is SpliceOptions & Judging {
+  return options.judge !== undefined;
 }
 
 /** An error of a stream that nobody uses is followed by its close. */

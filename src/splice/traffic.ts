@@ -8,7 +8,7 @@
 import type { TransactionStatus } from '../wire/backend.ts';
 import { BACKEND } from '../wire/backend.ts';
 import { FRONTEND } from '../wire/frontend.ts';
-import { FrameWalker } from './frames.ts';
+import { FrameWalker, type FrameListener } from './frames.ts';
 
 const STATES = {
   I: 'idle',
@@ -17,11 +17,11 @@ const STATES = {
 } as const;
 
 /** Both directions of one session. */
-export class Traffic {
+export class Traffic implements FrameListener {
   /** Bytes from the client. */
-  readonly fromClient: FrameWalker;
+  readonly fromClient = new FrameWalker(-1, this);
   /** Bytes from the upstream. */
-  readonly fromUpstream: FrameWalker;
+  readonly fromUpstream = new FrameWalker(BACKEND.ReadyForQuery, this);
 
   #status: TransactionStatus = 'I';
   /** Queries, function calls and Syncs that no ReadyForQuery has answered yet. */
@@ -40,17 +40,6 @@ export class Traffic {
   #terminated = false;
   #reported = false;
   #lastUpstreamType = 0;
-
-  constructor() {
-    this.fromClient = new FrameWalker(-1, {
-      onFrame: (type) => this.#onClientFrame(type),
-      onFirstByte: () => {},
-    });
-    this.fromUpstream = new FrameWalker(BACKEND.ReadyForQuery, {
-      onFrame: (type) => this.#onUpstreamFrame(type),
-      onFirstByte: (status) => this.#onStatus(status),
-    });
-  }
 
   /** Between two requests, outside any transaction, both directions at a frame boundary: nothing is cut short by speaking now. */
   get idle(): boolean {
@@ -89,6 +78,24 @@ export class Traffic {
   /** Whether the last thing that the upstream said was an error: then it has explained its own end. */
   get upstreamExplained(): boolean {
     return this.#lastUpstreamType === BACKEND.ErrorResponse;
+  }
+
+  onFrame(type: number, walker: FrameWalker): void {
+    if (walker === this.fromClient) this.#onClientFrame(type);
+    else this.#onUpstreamFrame(type);
+  }
+
+  /** Only of what the upstream says: the client's walker watches for no type. */
+  onFirstByte(status: number): void {
+    this.#status = String.fromCharCode(status) as TransactionStatus;
+    if (this.#unanswered > 0) this.#unanswered--;
+    if (this.#copyingIn) this.#copyEndSent = false;
+    this.#copyingIn = false;
+    this.#trailingSyncs = Math.min(this.#trailingSyncs, this.#unanswered);
+    this.#syncsBeforeCopyEnd = Math.min(
+      this.#syncsBeforeCopyEnd,
+      this.#unanswered - this.#trailingSyncs,
+    );
   }
 
   #onClientFrame(type: number): void {
@@ -150,17 +157,5 @@ export class Traffic {
       this.#trailingSyncs = 0;
     }
     if (this.#unanswered < before) this.#guessed = true;
-  }
-
-  #onStatus(status: number): void {
-    this.#status = String.fromCharCode(status) as TransactionStatus;
-    if (this.#unanswered > 0) this.#unanswered--;
-    if (this.#copyingIn) this.#copyEndSent = false;
-    this.#copyingIn = false;
-    this.#trailingSyncs = Math.min(this.#trailingSyncs, this.#unanswered);
-    this.#syncsBeforeCopyEnd = Math.min(
-      this.#syncsBeforeCopyEnd,
-      this.#unanswered - this.#trailingSyncs,
-    );
   }
 }

@@ -16,29 +16,43 @@ const LOOK_MS = 10_000;
 const MOST_TRIES = 8;
 const ESTABLISHED = 0x01;
 
-const watched = new Map<string, () => void>();
+/** Why such a stream is destroyed, for the log. */
+const UNHEARD = new Error('it has not acknowledged what it was sent in a minute');
+
+/** Whoever has a stream, which may be another one by the time it is looked at. */
+interface Watched {
+  readonly stream: Duplex;
+}
+
+const watched = new Set<Watched>();
 let timer: NodeJS.Timeout | undefined;
 
-/** Calls `onUnheard` when the peer of this stream, if it is one over TCP, does not acknowledge. Returns how to stop that. */
-export function watchPeer(stream: Duplex, onUnheard: () => void): () => void {
-  const key = keyOf(stream);
-  if (key === undefined) return () => {};
-  watched.set(key, onUnheard);
+/** From now on the stream is destroyed when its peer, if it is one over TCP, does not acknowledge. */
+export function watchPeer(peer: Watched): void {
+  watched.add(peer);
   timer ??= setInterval(() => void look(), LOOK_MS).unref();
-  return () => {
-    if (watched.get(key) !== onUnheard) return;
-    watched.delete(key);
-    if (watched.size > 0) return;
-    clearInterval(timer);
-    timer = undefined;
-  };
+}
+
+/** From now on it is not. */
+export function unwatchPeer(peer: Watched): void {
+  watched.delete(peer);
+  if (watched.size > 0) return;
+  clearInterval(timer);
+  timer = undefined;
 }
 
 async function look(): Promise<void> {
+  const unheard = new Set<string>();
   for (const table of TABLES) {
     // There is none where there is no such protocol, or no Linux.
     const text = await readFile(table, 'latin1').catch(() => '');
-    for (const key of unheardIn(text)) watched.get(key)?.();
+    for (const key of unheardIn(text)) unheard.add(key);
+  }
+  // The kernel is asked for each socket's addresses only where somebody is unheard, which is seldom.
+  if (unheard.size === 0) return;
+  for (const { stream } of watched) {
+    const key = keyOf(stream);
+    if (key !== undefined && unheard.has(key)) stream.destroy(UNHEARD);
   }
 }
 

@@ -78,7 +78,14 @@ function lines(screened = false) {
   });
   let outcome: Outcome | undefined;
   void running.done.then((how) => (outcome = how));
-  return { ...running, client, upstream, outcome: () => outcome };
+  return {
+    done: running.done,
+    say: (frames: Buffer) => running.say(frames),
+    finish: (error: ProxyError, graceMs: number) => running.finish(error, graceMs),
+    client,
+    upstream,
+    outcome: () => outcome,
+  };
 }
 
 /** What happens in a session, in order: who says what. */

@@ -42,11 +42,13 @@ class Rig {
         holdsBytes: () => false,
         expectsMore: () => false,
       },
-      (token) => {
-        this.tokens.push(token);
-        return judge(token);
+      {
+        judge: (token) => {
+          this.tokens.push(token);
+          return judge(token);
+        },
       },
-      () => this.#onResume(),
+      { stream: { resume: () => this.#onResume() } },
     );
   }
 

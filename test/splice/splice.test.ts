@@ -58,7 +58,9 @@ async function session(times: Partial<SpliceTimes> = {}) {
   let ended: Outcome | undefined;
   void running.done.then((outcome) => (ended = outcome));
   return {
-    ...running,
+    done: running.done,
+    say: (frames: Buffer) => running.say(frames),
+    finish: (error: ProxyError, graceMs: number) => running.finish(error, graceMs),
     /** The far ends. */
     client: outside.connected,
     backend: inside.accepted,
