@@ -5,9 +5,9 @@ import { createServer, type Server } from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { pino } from 'pino';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { ConfigError, createProxy, parseConfig, type ConfigInput } from '../src/proxy.ts';
+import { recordedLogger } from './support/logger.ts';
 import { openResources } from './support/sockets.ts';
 import { until } from './support/stack.ts';
 
@@ -62,7 +62,7 @@ const configOf = (path: string) => parseConfig(inputOf(path));
 it('a proxy that ends while it starts listens nowhere', async () => {
   const before = openResources();
   const config = parseConfig({ ...inputOf('first'), admin: { port: 0 } });
-  const proxy = createProxy(config, { logger: pino({ level: 'silent' }) });
+  const proxy = createProxy(config, { logger: recordedLogger() });
   const started = proxy.start();
 
   await proxy.close();
@@ -73,7 +73,7 @@ it('a proxy that ends while it starts listens nowhere', async () => {
 
 describe('a proxy that ends after a reload', () => {
   it('asks no issuer any more, of whatever configuration', async () => {
-    const proxy = createProxy(configOf('first'), { logger: pino({ level: 'silent' }) });
+    const proxy = createProxy(configOf('first'), { logger: recordedLogger() });
     await proxy.start();
     proxy.reload(configOf('second'));
     proxy.reload(configOf('third'));
@@ -85,7 +85,7 @@ describe('a proxy that ends after a reload', () => {
   });
 
   it('takes no other configuration', async () => {
-    const proxy = createProxy(configOf('first'), { logger: pino({ level: 'silent' }) });
+    const proxy = createProxy(configOf('first'), { logger: recordedLogger() });
     await proxy.start();
     await proxy.close();
 

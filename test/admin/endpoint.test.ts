@@ -5,23 +5,25 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { once } from 'node:events';
-import { pino } from 'pino';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { startAdmin, type Admin } from '../../src/admin/endpoint.ts';
 import { readCredentials } from '../../src/admin/principal.ts';
 import { createRoutes } from '../../src/admin/routes.ts';
 import { parseConfig, type ConfigInput } from '../../src/config.ts';
 import { ConfigError } from '../../src/errors.ts';
+import { recordedLogger } from '../support/logger.ts';
+import { recordSecret } from '../support/record.ts';
 import { until } from '../support/stack.ts';
 import { recording } from './recording.ts';
 
 const TOKEN = 'an-administrators-token-of-32-characters';
+recordSecret('token of an administrator', TOKEN);
 
 let folder: string;
 let admin: Admin;
-const SILENT = pino({ level: 'silent' });
+const LOGGER = recordedLogger();
 const start = (config: Parameters<typeof readCredentials>[0], heard: unknown[]) =>
-  startAdmin(config, readCredentials(config), createRoutes(recording(heard)), SILENT);
+  startAdmin(config, readCredentials(config), createRoutes(recording(heard)), LOGGER);
 const heard: unknown[] = [];
 
 beforeAll(async () => {
@@ -152,7 +154,7 @@ describe('the endpoint', () => {
     };
     const config = { host: '127.0.0.1', port: 0 };
     const routes = createRoutes({ ...recording([]), reload });
-    const other = await startAdmin(config, readCredentials(config), routes, SILENT);
+    const other = await startAdmin(config, readCredentials(config), routes, LOGGER);
 
     const response = await fetch(`http://127.0.0.1:${other.port}/reload`, { method: 'POST' });
 

@@ -4,12 +4,12 @@ import { readFileSync } from 'node:fs';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { pino } from 'pino';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { startAdmin, type Admin } from '../../src/admin/endpoint.ts';
 import { readCredentials } from '../../src/admin/principal.ts';
 import { createRoutes } from '../../src/admin/routes.ts';
 import { createAuthority } from '../support/certificate.ts';
+import { recordedLogger } from '../support/logger.ts';
 import { recording } from './recording.ts';
 
 const WRITE = 'a-token-that-may-change-things-of-32-characters';
@@ -68,7 +68,7 @@ beforeAll(async () => {
     },
   };
   const routes = createRoutes(recording(heard));
-  admin = await startAdmin(config, readCredentials(config), routes, pino({ level: 'silent' }));
+  admin = await startAdmin(config, readCredentials(config), routes, recordedLogger());
 });
 afterAll(async () => {
   await admin?.close();

@@ -5,7 +5,6 @@ import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import pg from 'pg';
-import { pino } from 'pino';
 import { afterAll, beforeAll, describe, expect, it, onTestFinished, vi } from 'vitest';
 import { createProxy, parseConfig, type ConfigInput } from '../../src/proxy.ts';
 import { deriveIdentityKey, derivePassword } from '../../src/session-sql/credentials.ts';
@@ -13,6 +12,7 @@ import { install } from '../../src/session-sql/install.ts';
 import { lacksCommands, run, versionOf } from '../clients/command.ts';
 import { createAuthority } from '../support/certificate.ts';
 import { hasExtension, postgresVersions, withSuperuser } from '../support/postgres.ts';
+import { recordedLogger } from '../support/logger.ts';
 import { SECRET, startStack, type Stack } from '../support/stack.ts';
 import { startStandby } from '../support/standby.ts';
 import { readDocument } from './document.ts';
@@ -50,7 +50,7 @@ async function askThrough(
   database: string,
   sql: string,
 ): Promise<unknown[]> {
-  const proxy = createProxy(parseConfig(config), { logger: pino({ level: 'silent' }) });
+  const proxy = createProxy(parseConfig(config), { logger: recordedLogger() });
   onTestFinished(() => proxy.close());
   const { port } = await proxy.start();
   const client = new pg.Client({ ...stack.as('alice'), port, database });

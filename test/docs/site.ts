@@ -7,12 +7,13 @@ import { chmod, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { delimiter, join } from 'node:path';
 import pg from 'pg';
-import { pino } from 'pino';
 import { createProxy, parseConfig, type ConfigInput, type Proxy } from '../../src/proxy.ts';
 import { ROOT, runShell, type CliResult } from '../support/cli.ts';
 import { startIssuer, type Issuer } from '../support/issuer.ts';
 import { type Closers, fromParts } from '../support/parts.ts';
 import { startTestPostgres, type TestPostgresOptions, withSuperuser } from '../support/postgres.ts';
+import { recordedLogger } from '../support/logger.ts';
+import { recordStack, recordUpstreamSecret } from '../support/record.ts';
 import { SECRET } from '../support/stack.ts';
 
 /** A place to try a document in. Close it. */
@@ -49,6 +50,8 @@ async function build(
 ): Promise<Omit<Site, 'close' | typeof Symbol.asyncDispose>> {
   const folder = await mkdtemp(join(tmpdir(), 'pgjot-site-'));
   closers.push(() => rm(folder, { recursive: true, force: true }));
+  recordStack();
+  recordUpstreamSecret(SECRET, { authenticated: { slots: 5 } });
   const postgres = await startTestPostgres(options);
   closers.push(() => postgres.stop());
   const issuer = await startIssuer();
@@ -119,7 +122,7 @@ function createGate(config: () => ConfigInput, issuer: Issuer) {
   return {
     async settingsFor(name: string, role: string): Promise<pg.ClientConfig> {
       if (running === undefined) {
-        const proxy = createProxy(parseConfig(config()), { logger: pino({ level: 'silent' }) });
+        const proxy = createProxy(parseConfig(config()), { logger: recordedLogger() });
         running = { proxy, port: (await proxy.start()).port };
       }
       const password = name === 'nobody' ? '' : issuer.mint({ sub: name, ...claims.get(name) });

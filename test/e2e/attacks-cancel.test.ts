@@ -11,6 +11,7 @@ import { promisify } from 'node:util';
 import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { createProxy, parseConfig } from '../../src/proxy.ts';
+import { recordedLogger } from '../support/logger.ts';
 import { startStack, until, untilRunning, type Stack } from '../support/stack.ts';
 import { GROUND, grounds, notTried } from './attack-scene.ts';
 import { inTurns, randomKey } from './attack-stack.ts';
@@ -169,7 +170,7 @@ describe.each(grounds().filter((ground) => !notTried(ground, 'cancelling')))(GRO
   });
 
   it('G7: a key of one proxy is worth nothing at another on the same database', async () => {
-    const other = createProxy(parseConfig({ ...stack.config, log: { level: 'silent' } }));
+    const other = createProxy(parseConfig(stack.config), { logger: recordedLogger() });
     const { host, port } = await other.start();
     using here = await RawClient.login(to, token);
     using there = await RawClient.login({ host, port, tls }, token);

@@ -7,6 +7,7 @@
 import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { createProxy, parseConfig } from '../../src/proxy.ts';
+import { recordedLogger } from '../support/logger.ts';
 import { until } from '../support/stack.ts';
 import {
   answers,
@@ -183,9 +184,8 @@ describe.each(grounds().filter((ground) => !notTried(ground, 'standby promotion'
     it('a proxy that takes it for the primary signs everybody in as who they are', async () => {
       const { upstreams } = scene.stack.config;
       const main = { ...upstreams['main'], session: 'portable' } as (typeof upstreams)[string];
-      const proxy = createProxy(
-        parseConfig({ ...scene.stack.config, upstreams: { main }, log: { level: 'silent' } }),
-      );
+      const config = parseConfig({ ...scene.stack.config, upstreams: { main } });
+      const proxy = createProxy(config, { logger: recordedLogger() });
       const { host, port } = await proxy.start();
       const alice = await scene.stack.connect('alice', { host, port });
 

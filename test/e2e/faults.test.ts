@@ -15,6 +15,7 @@ import { createProxy, parseConfig, type ConfigInput, type Proxy } from '../../sr
 import { slotName } from '../../src/session-sql/credentials.ts';
 import { encodeErrorFields } from '../../src/wire/backend.ts';
 import { createAuthority } from '../support/certificate.ts';
+import { recordedLogger } from '../support/logger.ts';
 import { startStack, until, type Stack, type StackOptions } from '../support/stack.ts';
 import { Gate } from './gate.ts';
 import { passwordMessage, query, startup } from './parity/bytes.ts';
@@ -774,6 +775,6 @@ function secretFile(stack: Stack): string {
 /** Another proxy before the same database, with other settings for the upstream. The caller starts and closes it. */
 function variant(stack: Stack, upstream: Partial<UpstreamInput>): Proxy {
   const main = { ...(stack.config.upstreams['main'] as UpstreamInput), ...upstream };
-  const config = { ...stack.config, upstreams: { main }, log: { level: 'silent' as const } };
-  return createProxy(parseConfig(config));
+  const config = parseConfig({ ...stack.config, upstreams: { main } });
+  return createProxy(config, { logger: recordedLogger() });
 }

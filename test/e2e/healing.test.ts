@@ -3,6 +3,8 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { createProxy, parseConfig, type ConfigInput } from '../../src/proxy.ts';
 import { install, type InstallOptions } from '../../src/session-sql/install.ts';
 import { connectAsSuperuser, hasExtension, postgresVersions } from '../support/postgres.ts';
+import { recordedLogger } from '../support/logger.ts';
+import { recordUpstreamSecret } from '../support/record.ts';
 import { SECRET, startStack, until, type Stack, type StackOptions } from '../support/stack.ts';
 
 const ACQUIRE_TIMEOUT_MS = 4_000;
@@ -115,7 +117,7 @@ describe.each(postgresVersions())('with one slot and healSlots on PostgreSQL %i'
       await client.end();
       return rows.length === 0;
     });
-    const other = createProxy(parseConfig({ ...stack.config, log: { level: 'silent' } }));
+    const other = createProxy(parseConfig(stack.config), { logger: recordedLogger() });
     try {
       const { port } = await other.start();
       const began = performance.now();
@@ -182,6 +184,7 @@ describe('healing that does not succeed', () => {
     await using stack = await startHouse({ slots: 2 });
     await whoAmI(stack, 'bob');
     const secret = 'the secret of tomorrow, which is as long as it has to be';
+    recordUpstreamSecret(secret, { authenticated: { slots: 2 } });
     await setUp(stack, { slots: 2, secret });
 
     await expect(whoAmI(stack, 'bob')).rejects.toMatchObject({ code: '08004' });
@@ -198,7 +201,8 @@ describe('healing that does not succeed', () => {
     await stack.proxy.close();
     const main = stack.config.upstreams['main'] as ConfigInput['upstreams'][string];
     const upstreams = { main: { ...main, secret: { env: 'PGJOT_TOMORROW' } } };
-    const next = createProxy(parseConfig({ ...stack.config, upstreams, log: { level: 'silent' } }));
+    const config = parseConfig({ ...stack.config, upstreams });
+    const next = createProxy(config, { logger: recordedLogger() });
     try {
       const { port } = await next.start();
       expect(await whoAmI(stack, 'bob', port)).toMatchObject({ who: 'bob' });

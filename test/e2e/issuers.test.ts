@@ -4,10 +4,10 @@
  * Real sockets on all three sides. How often a failing issuer is asked is tested in `test/identity`, where time can be turned.
  */
 import pg from 'pg';
-import { pino } from 'pino';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { createProxy, parseConfig, type ConfigInput, type Proxy } from '../../src/proxy.ts';
 import { createIssuerKey, startIssuer, type Fault, type Issuer } from '../support/issuer.ts';
+import { recordedLogger } from '../support/logger.ts';
 import { startStack, until, type Stack } from '../support/stack.ts';
 
 let stack: Stack;
@@ -47,9 +47,8 @@ const configOf = (providers: Providers, jwks: ConfigInput['jwks'] = {}) =>
 
 /** Starts a proxy of the stack's database for these providers; returns it with its port. */
 async function open(providers: Providers, jwks: ConfigInput['jwks'] = {}) {
-  const sink = { write: (line: string) => logs.push(line) };
   const proxy = createProxy(configOf(providers, jwks), {
-    logger: pino({ level: 'debug', base: null }, sink),
+    logger: recordedLogger((line) => void logs.push(line)),
   });
   proxies.push(proxy);
   return { proxy, port: (await proxy.start()).port };

@@ -72,7 +72,7 @@ test('a reload says which settings have changed, and no value', async () => {
     parseConfig({
       ...stack.config,
       limits: { loginTimeoutMs: 9_876 },
-      log: { level: 'debug', refusalsPerMinute: 4 },
+      log: { level: 'info', refusalsPerMinute: 4 },
     }),
   );
 
@@ -84,6 +84,9 @@ test('a reload says which settings have changed, and no value', async () => {
 });
 
 test('a hundred refusals are four lines and a count; a cancel is a line of level debug; keys that change are one', async () => {
+  stack.proxy.reload(
+    parseConfig({ ...stack.config, log: { level: 'debug', refusalsPerMinute: 4 } }),
+  );
   const before = events('login').length;
   const refusals = Array.from({ length: 100 }, () =>
     stack.connect('eve', { password: 'no token' }).catch((error: pg.DatabaseError) => error.code),

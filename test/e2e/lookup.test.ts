@@ -5,10 +5,10 @@
  */
 import { randomUUID } from 'node:crypto';
 import pg from 'pg';
-import { pino } from 'pino';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import { createProxy, parseConfig, type ConfigInput } from '../../src/proxy.ts';
 import { install } from '../../src/session-sql/install.ts';
+import { recordedLogger } from '../support/logger.ts';
 import { hasExtension, postgresVersions } from '../support/postgres.ts';
 import {
   SECRET,
@@ -92,7 +92,7 @@ async function openDoor(
       ...stack.config,
       upstreams: { main: { ...main, lookup: { ...LOOKUP, ...lookup }, ...upstream } },
     }),
-    { logger: pino({ base: null }, { write }) },
+    { logger: recordedLogger(write) },
   );
   const { port } = await proxy.start();
   return {

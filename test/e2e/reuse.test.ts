@@ -2,10 +2,10 @@
  * Sessions that outlive their client: who gets which, and what is certain of one before anybody gets it.
  */
 import pg from 'pg';
-import { pino } from 'pino';
 import { afterEach, describe, expect, test } from 'vitest';
 import { createProxy, parseConfig } from '../../src/proxy.ts';
 import { hasExtension, postgresVersions } from '../support/postgres.ts';
+import { recordedLogger } from '../support/logger.ts';
 import { startStack, until, type Stack, type StackOptions } from '../support/stack.ts';
 import { pidOf, value as rowOf } from './attack-scene.ts';
 
@@ -321,7 +321,7 @@ test('a second proxy gets the slots that the first one keeps idle sessions on', 
   const running = await start({}, { slots: 2 });
   await visit('alice', nothing);
   await visit('bob', nothing);
-  const other = createProxy(parseConfig(running.config), { logger: pino({ level: 'silent' }) });
+  const other = createProxy(parseConfig(running.config), { logger: recordedLogger() });
   const { host, port } = await other.start();
 
   const began = performance.now();

@@ -1,6 +1,8 @@
 /**
- * A whole scene at level debug, with workers, and PostgreSQL logging every statement: no token, secret, password or key in
- * anything that anybody wrote.
+ * A whole scene at level debug, with workers, every command, every route for administrators, and PostgreSQL logging every
+ * statement: no token, secret, password or key in anything that anybody wrote.
+ *
+ * It asks for what no other test asks with secrets about; that no other test brings one to light, the end of the run sees to.
  */
 import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -9,6 +11,9 @@ import pg from 'pg';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { deriveIdentityKey, derivePassword } from '../../src/session-sql/credentials.ts';
 import { exitOf, printed, runCli, startCli } from '../support/cli.ts';
+import { LeakSearch, type Secret } from '../support/leaks.ts';
+import { privateMembers, recordSecret, recordUpstreamSecret } from '../support/record.ts';
+import { freePort } from '../workers/fleet.ts';
 import { SECRET, startStack, until, type Stack } from '../support/stack.ts';
 
 const NEW_SECRET = 'another-secret-for-tests-of-at-least-32-characters';
@@ -31,29 +36,63 @@ afterAll(async () => {
   await stack?.close();
 });
 
-/** Every text that must be nowhere, by what it is. */
-function marks(tokens: readonly string[]): Map<string, string> {
-  const found = new Map<string, string>();
+/** Everything that must be nowhere, by what it is. */
+function marks(tokens: readonly string[]): Secret[] {
+  const found: [kind: string, value: string | Buffer][] = [];
   for (const [index, token] of tokens.entries()) {
     const [, payload = '', signature = ''] = token.split('.');
-    found.set(`payload of token ${index}`, payload);
-    found.set(`signature of token ${index}`, signature);
+    found.push([`payload of token ${index}`, payload], [`signature of token ${index}`, signature]);
   }
   const logins = Array.from({ length: SLOTS }, (_, i) => `pgjot_authenticated_${i + 1}`);
   for (const secret of [SECRET, NEW_SECRET]) {
-    found.set(`secret ${secret.slice(0, 3)}`, secret);
-    found.set(`identity key ${secret.slice(0, 3)}`, deriveIdentityKey(secret).toString('hex'));
+    found.push([`secret ${secret.slice(0, 3)}`, secret]);
+    found.push([`identity key ${secret.slice(0, 3)}`, deriveIdentityKey(secret)]);
     for (const role of ['pgjot_control', 'pgjot_lookup', ...logins]) {
-      found.set(`password of ${role}`, derivePassword(secret, role));
+      found.push([`password of ${role}`, derivePassword(secret, role)]);
     }
   }
-  found.set('token of the administrator', ADMIN_TOKEN);
-  found.set('a verifier', 'SCRAM-SHA-256$4096:');
-  found.set('a private key', 'PRIVATE KEY');
-  return found;
+  for (const { kid, privateKey } of stack.issuer.keys) {
+    for (const [name, value] of privateMembers(privateKey))
+      found.push([`"${name}" of ${kid}`, value]);
+  }
+  found.push(['token of the administrator', ADMIN_TOKEN]);
+  found.push(['password of the superuser', stack.primary.superuser.password]);
+  return found.map(([kind, value]) => ({ kind, bytes: Buffer.from(value) }));
+}
+
+/** Everything that an administrator may ask, with and without being one; what was answered. */
+async function administer(port: number, sub: string): Promise<string[]> {
+  const answers: string[] = [];
+  const ask = async (path: string, body?: object, token = ADMIN_TOKEN) => {
+    const response = await fetch(`http://127.0.0.1:${port}${path}`, {
+      method: body === undefined ? 'GET' : 'POST',
+      headers: { authorization: `Bearer ${token}`, 'content-type': 'application/json' },
+      ...(body !== undefined && Object.keys(body).length > 0 && { body: JSON.stringify(body) }),
+    });
+    answers.push(JSON.stringify([...response.headers]), await response.text());
+    return response.status;
+  };
+  const views = ['/', '/healthz', '/readyz', '/sessions', '/pools', '/providers', '/metrics'];
+  for (const path of views) expect(await ask(path), path).toBe(200);
+  for (const path of views.slice(3)) {
+    expect(await ask(path, undefined, `${ADMIN_TOKEN.slice(0, -1)}x`), path).toBe(401);
+  }
+  expect(await ask(`/sessions?sub=${sub}`)).toBe(200);
+  expect(await ask('/sessions?limit=no-number')).toBe(422);
+  expect(await ask('/sessions/none/terminate', {})).toBe(404);
+  expect(await ask('/terminate', { sub })).toBe(200);
+  expect(await ask('/pools/main/reconnect', {})).toBe(200);
+  expect(await ask('/revocations', { iss: stack.issuer.issuer, jti: 'a-token-of-yesterday' })).toBe(
+    204,
+  );
+  expect(await ask('/reload', {})).toBe(204);
+  expect(await ask('/metrics')).toBe(200);
+  return answers;
 }
 
 test('nothing that anybody writes holds a token, secret, password or key', async () => {
+  recordSecret('token of an administrator', ADMIN_TOKEN);
+  recordUpstreamSecret(NEW_SECRET, { authenticated: { slots: SLOTS } });
   // With log_statement = 'all' setup's verifiers, from which no password can be computed, are among its parameters.
   postgresLog.length = 0;
   const file = join(folder, 'proxy.config.json');
@@ -61,10 +100,11 @@ test('nothing that anybody writes holds a token, secret, password or key', async
   const [newFile, adminFile] = [join(dirname(oldFile), 'new'), join(folder, 'admin.token')];
   await writeFile(newFile, NEW_SECRET, { mode: 0o600 });
   await writeFile(adminFile, ADMIN_TOKEN, { mode: 0o600 });
+  const adminPort = await freePort();
   const config = {
     ...stack.config,
     log: { level: 'debug' },
-    admin: { port: 0, token: { file: adminFile } },
+    admin: { port: adminPort, token: { file: adminFile } },
     upstreams: {
       main: {
         ...stack.config.upstreams['main'],
@@ -135,9 +175,17 @@ test('nothing that anybody writes holds a token, secret, password or key', async
   await cli(['check', '--online']);
   await cli(['check', '--online', '--json']);
   await cli(['doctor', 'main']);
+  expect(await cli(['sql', '--token-file', '-', 'select auth.user_id()'], good)).toContain('alice');
+  await cli(['sql', '--token-file', '-', 'select auth.user_id()'], expired);
   await cli(['rotate-secret', 'main', '--dry-run']);
   expect(await cli(['rotate-secret', 'main'])).toContain('checked: the old one is refused');
   await attempt(as(good));
+  outputs.push(...(await administer(adminPort, 'alice')));
+  await cli(['doctor', 'main', '--json']);
+  // Setup's verifiers again.
+  const heard = postgresLog.length;
+  expect(await cli(['setup', 'main'])).toContain('nothing was missing');
+  const ofSetup = postgresLog.splice(heard);
   proxy.kill('SIGHUP');
   proxy.kill('SIGUSR2');
   const reports = await until(async () => {
@@ -165,11 +213,13 @@ test('nothing that anybody writes holds a token, secret, password or key', async
       await Promise.all(reports.map((name) => readFile(join(folder, name), 'utf8')))
     ).join('\n'),
     'the proxy of the stack': stack.logs.join('\n'),
+    "PostgreSQL's log of setup": ofSetup.join('\n').replaceAll(/SCRAM-SHA-256\S+/g, ''),
   };
+  const searching = new LeakSearch(marks(tokens));
   const leaks = Object.entries(written).flatMap(([where, text]) =>
-    [...marks(tokens)]
-      .filter(([, mark]) => text.includes(mark))
-      .map(([what]) => `${what} in ${where}`),
+    searching
+      .search(Buffer.from(text))
+      .map(({ kind, context }) => `${kind} in ${where}: ${context}`),
   );
   expect(leaks).toEqual([]);
 }, 60_000);

@@ -4,15 +4,14 @@
 import { once } from 'node:events';
 import { writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { Writable } from 'node:stream';
 import { setTimeout as delay } from 'node:timers/promises';
 import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { createProxy, parseConfig, type ConfigInput } from '../../src/proxy.ts';
 import { derivePassword } from '../../src/session-sql/credentials.ts';
 import { runCli, startCli, type CliResult } from '../support/cli.ts';
+import { recordedLogger } from '../support/logger.ts';
 import { SECRET, startStack, until, type Stack, type StackOptions } from '../support/stack.ts';
-import { pino } from 'pino';
 
 const NEW_SECRET = 'the-new-secret-for-tests-of-at-least-32-characters';
 const CLIENTS = 20;
@@ -263,13 +262,9 @@ describe('a rotation', () => {
 
   test('tells a proxy that has only the old secret what to do, and costs no slot there', async () => {
     const lines: string[] = [];
-    const sink = new Writable({
-      write(chunk: Buffer, _, next) {
-        lines.push(...chunk.toString().trimEnd().split('\n'));
-        next();
-      },
+    const late = createProxy(parseConfig(scene.config('after')), {
+      logger: recordedLogger((line) => void lines.push(line)),
     });
-    const late = createProxy(parseConfig(scene.config('after')), { logger: pino(sink) });
     const { port } = await late.start();
     const early = await scene.stack.connect('early', { port });
     const [from, to] = [scene.newFile, scene.oldFile];

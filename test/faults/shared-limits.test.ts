@@ -2,11 +2,10 @@
  * Two proxies behind one address that share a real Redis: their limits together, and what becomes of them when it is gone,
  * slow, full, restarted or talks nonsense. Logins never fail for it.
  */
-import { Writable } from 'node:stream';
 import type pg from 'pg';
-import { pino } from 'pino';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { createProxy, parseConfig, type Proxy } from '../../src/proxy.ts';
+import { recordedLogger } from '../support/logger.ts';
 import { hasRedis, TestRedis } from '../support/redis.ts';
 import { startStack, until, type Stack } from '../support/stack.ts';
 
@@ -38,12 +37,6 @@ describe.runIf(hasRedis)('two proxies with one store', () => {
   /** Starts another proxy with these limits, and waits until it has given a sign of life to the store. */
   async function start(limits: object): Promise<void> {
     const log: Record<string, unknown>[] = [];
-    const lines = new Writable({
-      write(chunk: Buffer, _, next) {
-        for (const line of chunk.toString().trim().split('\n')) log.push(JSON.parse(line));
-        next();
-      },
-    });
     const store = {
       redis: {
         url: { env: 'PGJOT_TEST_REDIS_URL' },
@@ -52,7 +45,7 @@ describe.runIf(hasRedis)('two proxies with one store', () => {
       },
     };
     const proxy = createProxy(parseConfig({ ...stack.config, limits: { store, ...limits } }), {
-      logger: pino({ level: 'info', base: null }, lines),
+      logger: recordedLogger((line) => void log.push(JSON.parse(line))),
     });
     const { port } = await proxy.start();
     proxies.push({ proxy, port, log });

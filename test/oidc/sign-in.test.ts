@@ -1,9 +1,9 @@
 /** Signing in to PostgreSQL with the tokens of a real OpenID provider: discovery, both kinds of token, and new keys. */
 import { existsSync } from 'node:fs';
 import pg from 'pg';
-import { pino } from 'pino';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { createProxy, parseConfig, type Proxy } from '../../src/proxy.ts';
+import { recordedLogger } from '../support/logger.ts';
 import { startStack, until, type Stack } from '../support/stack.ts';
 import type { OpenIdProvider } from './provider.ts';
 
@@ -41,7 +41,7 @@ describe.skipIf(missing)('a real OpenID provider', () => {
       jwks: { freshMs: 6_000, cooldownMs: 1_000 },
     });
     proxy = createProxy(config, {
-      logger: pino({ level: 'debug', base: null }, { write: (line: string) => logs.push(line) }),
+      logger: recordedLogger((line) => void logs.push(line)),
     });
     ({ port } = await proxy.start());
   });

@@ -8,6 +8,7 @@ import pg from 'pg';
 import { installDemo, install } from '../../src/session-sql/install.ts';
 import { CONTROL_ROLE, derivePassword, slotName } from '../../src/session-sql/credentials.ts';
 import { connectAsSuperuser, startTestPostgres } from '../support/postgres.ts';
+import { recordUpstreamSecret } from '../support/record.ts';
 import type { TestPostgresOptions } from '../support/postgres.ts';
 
 export const SECRET = 'a secret of thirty-two characters';
@@ -27,6 +28,7 @@ export class Database implements AsyncDisposable {
 
   /** Starts the server and makes the administrator; installs nothing. */
   static async start(options: TestPostgresOptions = {}): Promise<Database> {
+    recordUpstreamSecret(SECRET, { [GROUP]: { slots: 10 } });
     const database = new Database(await startTestPostgres(options));
     const superuser = await database.superuser('postgres');
     await superuser.query(`CREATE ROLE admin LOGIN CREATEROLE PASSWORD '${ADMIN.password}'`);

@@ -11,6 +11,7 @@ import {
   sign,
   type KeyObject,
 } from 'node:crypto';
+import { recordKey } from './record.ts';
 
 /** A certificate and its key, both PEM. */
 export interface Certificate {
@@ -109,6 +110,7 @@ export function createAuthority(signing: Signing = 'ecdsa-sha256'): Authority {
     ca,
     issue(names = ['localhost', '127.0.0.1']) {
       const leaf = ecKeys();
+      recordKey('key of a certificate', leaf.privateKey);
       const cert = certificate({
         algorithm,
         issuer: name,

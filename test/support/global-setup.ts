@@ -1,5 +1,6 @@
 /**
- * What the whole test run shares: the suites' packages, and one freshly made cluster of each PostgreSQL to copy.
+ * What the whole test run shares: the suites' packages, one freshly made cluster of each PostgreSQL to copy, and the search
+ * at its end for secrets in all that was said.
  *
  * Starts no server. Roles, slots and their leases belong to a whole server, so test files that ran side by
  * side on one would compete for them; a server of its own from a copy costs a file a tenth of a second.
@@ -13,6 +14,7 @@ import type { TestProject } from 'vitest/node';
 import { serverAccount, type Account } from '../../src/cli/dev/account.ts';
 import { installedBinaries, runnableBinaries } from '../../src/cli/dev/binaries.ts';
 import { cleanEnvironment, prepareCluster, type Cluster } from '../../src/cli/dev/cluster.ts';
+import { startRecords } from './records.ts';
 import { installSuite, packagedVersions, suiteFolder } from './suites.ts';
 
 const run = promisify(execFile);
@@ -36,6 +38,8 @@ declare module 'vitest' {
     templates: Template[];
     /** Set by the configuration of a run. Default: `oldest`. */
     versions: Versions;
+    /** Folder for what the run says, and for its secrets: see `record.ts`. */
+    record: string;
   }
 }
 
@@ -47,7 +51,9 @@ export async function setup(project: TestProject): Promise<() => Promise<void>> 
   const base = await mkdtemp(join(tmpdir(), 'pgjot-templates-'));
   await chmod(base, 0o711);
   const templates: Template[] = [];
+  const records = await startRecords();
   const remove = async () => {
+    await records.remove();
     const folders = templates.map(({ dataDir }) => dirname(dataDir));
     for (const folder of [...folders, base]) await rm(folder, { recursive: true, force: true });
   };
@@ -76,7 +82,22 @@ export async function setup(project: TestProject): Promise<() => Promise<void>> 
   tellWhatIsMissing(templates);
   project.provide('templates', templates);
   project.provide('versions', versions);
-  return remove;
+  project.provide('record', records.folder);
+  const secrets = templates.map(({ password }) => ({
+    kind: 'password of a superuser',
+    bytes: Buffer.from(password),
+  }));
+  return async () => {
+    try {
+      console.error(await records.search(secrets));
+    } catch (error) {
+      // Vitest prints what is thrown here, and would end with 0 all the same.
+      process.exitCode = 1;
+      throw error;
+    } finally {
+      await remove();
+    }
+  };
 }
 
 /** Installs the versions under `test/versions` that this run wants and has not; returns where their binaries are. */

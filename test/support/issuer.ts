@@ -15,6 +15,7 @@ import {
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import type { ConfigInput } from '../../src/config.ts';
+import { recordKey, recordToken } from './record.ts';
 
 /** Algorithms the issuer can sign with. HS256 takes its secret from `hmacSecret`. */
 export type SigningAlgorithm =
@@ -113,6 +114,7 @@ export async function startIssuer(options: IssuerOptions = {}): Promise<Issuer> 
 /** Makes a key pair as an issuer would; also for keys that belong to nobody. */
 export function createIssuerKey(alg: SigningAlgorithm, kid: string = randomUUID()): IssuerKey {
   const { privateKey, publicKey } = generateKeys(alg);
+  recordKey('key of an issuer', privateKey);
   const jwk = { ...publicKey.export({ format: 'jwk' }), kid, alg, use: 'sig' };
   const publicPem = publicKey.export({ type: 'spki', format: 'pem' }).toString();
   return { kid, alg, privateKey, publicKey, jwk, publicPem };
@@ -209,7 +211,9 @@ export class Issuer {
       this.key(options.alg === 'HS256' || options.alg === 'none' ? undefined : options.alg);
     const input = `${base64url(header)}.${base64url(payload)}`;
     const signature = signWith(options.alg ?? key.alg, input, key, options.hmacSecret);
-    return `${input}.${signature.toString('base64url')}`;
+    const token = `${input}.${signature.toString('base64url')}`;
+    recordToken(token);
+    return token;
   }
 
   /** Replaces all keys by new ones of the same algorithms, or of `algorithms`. With `keepOld`, the old ones stay published. */

@@ -6,14 +6,14 @@
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { Writable } from 'node:stream';
 import pg from 'pg';
-import { pino } from 'pino';
 import { createProxy, parseConfig, type ConfigInput, type Proxy } from '../../src/proxy.ts';
 import { install, installDemo } from '../../src/session-sql/install.ts';
 import { createAuthority, type Authority } from './certificate.ts';
 import { startIssuer, type Issuer, type MintOptions } from './issuer.ts';
 import { type Closers, fromParts } from './parts.ts';
+import { recordedLogger } from './logger.ts';
+import { recordStack, recordUpstreamSecret } from './record.ts';
 import {
   startTestPostgres,
   type TestPostgres,
@@ -104,6 +104,8 @@ async function build(
   closers: Closers,
 ): Promise<Omit<Stack, 'close' | typeof Symbol.asyncDispose>> {
   const roles = { authenticated: { slots: options.slots ?? 20 }, ...options.roles };
+  recordStack();
+  recordUpstreamSecret(SECRET, roles);
   const authority = createAuthority();
   const { primary, standby } = await startServers(options, roles, authority, closers);
   const postgres = standby ?? primary;
@@ -114,7 +116,7 @@ async function build(
   const config = await writeConfig(folder, postgres.port, issuer, authority, roles, options);
   const logs: string[] = [];
   const proxy = createProxy(parseConfig(config), {
-    logger: pino({ level: 'debug', base: null }, collector(logs)),
+    logger: recordedLogger((line) => void logs.push(line)),
   });
   closers.push(() => proxy.close());
   const { host, port } = await proxy.start();
@@ -160,16 +162,6 @@ async function build(
       );
     },
   };
-}
-
-/** A stream that adds every line written to it to `lines`. */
-function collector(lines: string[]): Writable {
-  return new Writable({
-    write(chunk: Buffer, _, next) {
-      lines.push(...chunk.toString().trimEnd().split('\n'));
-      next();
-    },
-  });
 }
 
 /** Resolves with the first value of `probe` that is neither undefined nor false; fails after `ms`. */
@@ -285,7 +277,7 @@ async function writeConfig(
       },
     },
     // A test that is refused a hundred times wants a hundred lines.
-    log: { refusalsPerMinute: 1_000_000 },
+    log: { level: 'debug', refusalsPerMinute: 1_000_000 },
     ...(options.anonymous && { anonymous: options.anonymous }),
     ...(options.limits && { limits: options.limits }),
     ...(options.sessions && { sessions: options.sessions }),

@@ -15,6 +15,7 @@ import { RawClient } from '../e2e/raw-client.ts';
 import { exitOf, startCli, type CliOptions } from '../support/cli.ts';
 import { startIssuer, type Issuer } from '../support/issuer.ts';
 import { startTestPostgres, withSuperuser, type TestPostgres } from '../support/postgres.ts';
+import { recordStack, recordUpstreamSecret } from '../support/record.ts';
 import { SECRET, until } from '../support/stack.ts';
 
 /** What fleets stand on: a server with slots, and an issuer. */
@@ -54,6 +55,8 @@ export interface Fleet extends AsyncDisposable {
 
 /** Starts the ground of a test file. */
 export async function startGround(slots: number): Promise<Ground> {
+  recordStack();
+  recordUpstreamSecret(SECRET, { authenticated: { slots } });
   const postgres = await startTestPostgres();
   const issuer = await startIssuer();
   await withSuperuser(postgres, (superuser) => superuser.query('create database app'));
@@ -93,6 +96,7 @@ export function configOf(
       },
     },
     ...settings,
+    log: { level: 'debug', ...settings.log },
   };
 }
 

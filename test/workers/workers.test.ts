@@ -219,7 +219,8 @@ describe('a change', () => {
     // Another audience: nobody's token is good any more.
     await fleet.configure({ providers: { own: { ...other, audience: 'others' } } });
     fleet.primary.kill('SIGHUP');
-    const reloaded = await fleet.logged(({ event }) => event === 'reloaded');
+    // The workers say it too, at level debug.
+    const reloaded = await fleet.logged(({ event, level }) => event === 'reloaded' && level === 30);
     const refused = await Promise.all(Array.from({ length: 9 }, () => codeOf(fleet.login())));
     process.kill(fleet.workers().get(1) as number, 'SIGKILL');
     await fleet.logged(({ event }) => event === 'worker_started');
