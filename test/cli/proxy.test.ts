@@ -495,6 +495,7 @@ async function writeConfig(settings: Settings = {}): Promise<void> {
     listen: { port: 0 },
     providers: { own: issuer.provider({ roles: ['authenticated'] }) },
     upstreams: { main: mainUpstream() },
+    log: { level: 'debug' },
     ...settings,
   };
   await writeFile(join(folder, 'proxy.config.json'), JSON.stringify(config));

@@ -61,6 +61,7 @@ withListener('pgjot start under systemd', () => {
           pool: { spares: 0 },
         },
       },
+      log: { level: 'debug' },
     };
     const file = join(folder, 'proxy.config.json');
     writeFileSync(file, JSON.stringify(config));

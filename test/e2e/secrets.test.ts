@@ -73,9 +73,9 @@ async function administer(port: number, sub: string): Promise<string[]> {
     return response.status;
   };
   const views = ['/', '/healthz', '/readyz', '/sessions', '/pools', '/providers', '/metrics'];
-  for (const path of views) expect(await ask(path), path).toBe(200);
+  for (const path of views) expect([path, await ask(path)]).toEqual([path, 200]);
   for (const path of views.slice(3)) {
-    expect(await ask(path, undefined, `${ADMIN_TOKEN.slice(0, -1)}x`), path).toBe(401);
+    expect(await ask(path, undefined, `${ADMIN_TOKEN.slice(0, -1)}x`)).toBe(401);
   }
   expect(await ask(`/sessions?sub=${sub}`)).toBe(200);
   expect(await ask('/sessions?limit=no-number')).toBe(422);
@@ -100,9 +100,10 @@ test('nothing that anybody writes holds a token, secret, password or key', async
   const [newFile, adminFile] = [join(dirname(oldFile), 'new'), join(folder, 'admin.token')];
   await writeFile(newFile, NEW_SECRET, { mode: 0o600 });
   await writeFile(adminFile, ADMIN_TOKEN, { mode: 0o600 });
-  const adminPort = await freePort();
+  const [port, adminPort] = [await freePort(), await freePort()];
   const config = {
     ...stack.config,
+    listen: { port },
     log: { level: 'debug' },
     admin: { port: adminPort, token: { file: adminFile } },
     upstreams: {
@@ -136,8 +137,7 @@ test('nothing that anybody writes holds a token, secret, password or key', async
   for (const stream of [proxy.stdout, proxy.stderr]) {
     stream?.on('data', (chunk: Buffer) => void outputs.push(chunk.toString()));
   }
-  const listening = await printed(proxy, /"event":"listening".*\n/);
-  const port = Number(/"event":"listening"[^\n]*"port":(\d+)/.exec(listening)?.[1]);
+  await printed(proxy, /"event":"listening".*\n/);
 
   const good = await stack.token('alice');
   const renewed = await stack.token('alice', { round: 2 });

@@ -28,7 +28,7 @@ recordConsole();
 /** Every process that is started here, whoever starts it: PostgreSQL, `pgjot`, the clients. */
 function recordChildren(): void {
   interface Spawning extends ChildProcess {
-    spawn(options: unknown): unknown;
+    spawn: (this: ChildProcess, options: unknown) => unknown;
   }
   const prototype = ChildProcess.prototype as Spawning;
   const { spawn } = prototype;
@@ -45,10 +45,9 @@ function recordChildren(): void {
 /** What children are told in their environment, by us: the machine's own secrets are not for our files. */
 function recordEnvironment(pairs: readonly string[]): void {
   for (const pair of pairs) {
-    const [, name = '', value = ''] = /^(PGJOT_\w+|PGPASSWORD|SECRET)=(.*)$/s.exec(pair) ?? [];
+    const [, name = '', value = ''] = /^(PGJOT_\w+|SECRET)=(.*)$/s.exec(pair) ?? [];
     if (name.endsWith('SECRET')) recordUpstreamSecret(value, { authenticated: { slots: 20 } });
     else if (name.endsWith('URL')) recordSecret(`password in ${name}`, passwordIn(value));
-    else if (name === 'PGPASSWORD') recordSecret(name, value);
   }
 }
 
