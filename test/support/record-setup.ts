@@ -17,13 +17,16 @@ import {
 
 const record = inject('record');
 const file = expect.getState().testPath ?? '';
-openRecord(record, relative(process.cwd(), file));
+const isFirst = openRecord(record, relative(process.cwd(), file));
 // Of all hooks of the file the first to be declared, hence the last to run.
 afterAll(closeRecord);
 
-recordChildren();
-recordAnswers();
-recordConsole();
+// What hears them stays in this process, whose next file it then serves.
+if (isFirst) {
+  recordChildren();
+  recordAnswers();
+  recordConsole();
+}
 
 /** Every process that is started here, whoever starts it: PostgreSQL, `pgjot`, the clients. */
 function recordChildren(): void {

@@ -31,23 +31,38 @@ const PRIVATE_MEMBERS = ['d', 'p', 'q', 'dp', 'dq', 'qi', 'k'] as const;
 // A system call for each line would make a chatty test slower.
 const BUFFER_BYTES = 65_536;
 
-let place: { readonly folder: string; readonly test: string; readonly id: string } | undefined;
-let streams = 0;
-const secrets = new Set<string>();
-const unwritten = new Map<string, { chunks: Buffer[]; bytes: number }>();
-let buffering = true;
+/** What this process records. It has one record, however often a run loads this module into it, and several files after another. */
+interface State {
+  place: { readonly folder: string; readonly test: string; readonly id: string } | undefined;
+  buffering: boolean;
+  streams: number;
+  readonly secrets: Set<string>;
+  readonly unwritten: Map<string, { chunks: Buffer[]; bytes: number }>;
+}
 
-/** Everything from now on is of this test file. */
-export function openRecord(folder: string, test: string): void {
-  place = { folder, test, id: randomUUID() };
+const KEY = Symbol.for('pgjot.record');
+const state: State = ((globalThis as { [KEY]?: State })[KEY] ??= {
+  place: undefined,
+  buffering: true,
+  streams: 0,
+  secrets: new Set(),
+  unwritten: new Map(),
+});
+
+/** Everything from now on is of this test file. Returns whether it is the first of this process. */
+export function openRecord(folder: string, test: string): boolean {
+  const first = state.place === undefined;
+  state.place = { folder, test, id: randomUUID() };
+  state.buffering = true;
   // A worker that is ended early has said what it has said.
-  process.once('exit', closeRecord);
+  if (first) process.once('exit', closeRecord);
+  return first;
 }
 
 /** Writes what is left; what comes after it, from processes that take their time to end, is written at once. */
 export function closeRecord(): void {
-  buffering = false;
-  for (const file of unwritten.keys()) flush(file);
+  state.buffering = false;
+  for (const file of state.unwritten.keys()) flush(file);
 }
 
 /** Returns what is to be called with everything that this source says. */
@@ -56,10 +71,10 @@ export function recordSource(
   detail: string,
   stream: string,
 ): (chunk: Buffer | string) => void {
-  if (place === undefined) return () => {};
-  const { folder, test, id } = place;
-  streams += 1;
-  const file = join(folder, `${id}-${streams}.said`);
+  if (state.place === undefined) return () => {};
+  const { folder, test, id } = state.place;
+  state.streams += 1;
+  const file = join(folder, `${id}-${state.streams}.said`);
   const source: Source = { test, program, detail, stream };
   // The searcher takes the first line for who it was.
   append(file, `${JSON.stringify(source)}\n`);
@@ -68,6 +83,7 @@ export function recordSource(
 
 /** Has the search look for this. What is shorter than `MIN_BYTES` of `leaks.ts` it cannot tell from chance. */
 export function recordSecret(kind: string, value: string | Buffer): void {
+  const { place, secrets } = state;
   if (place === undefined) return;
   const line = `${kind}\t${Buffer.from(value).toString('base64url')}\n`;
   if (secrets.has(line)) return;
@@ -92,7 +108,7 @@ export function privateMembers(key: KeyObject): [name: string, value: Buffer][] 
 }
 
 export function recordKey(kind: string, key: KeyObject): void {
-  if (place === undefined) return;
+  if (state.place === undefined) return;
   for (const [name, value] of privateMembers(key)) recordSecret(`${kind}, "${name}"`, value);
 }
 
@@ -113,10 +129,12 @@ export function recordUpstreamSecret(
 
 /** Says that a proxy ran here: a search that then finds no output, or no secret to look for, has not searched. */
 export function recordStack(): void {
+  const { place } = state;
   if (place !== undefined) append(join(place.folder, `${place.id}.secrets`), 'stack\t\n');
 }
 
 function append(file: string, chunk: Buffer | string): void {
+  const { unwritten } = state;
   let waiting = unwritten.get(file);
   if (waiting === undefined) {
     waiting = { chunks: [], bytes: 0 };
@@ -125,13 +143,13 @@ function append(file: string, chunk: Buffer | string): void {
   // A copy: who reads a stream may change what he has read.
   waiting.chunks.push(Buffer.from(chunk));
   waiting.bytes += chunk.length;
-  if (!buffering || waiting.bytes >= BUFFER_BYTES) flush(file);
+  if (!state.buffering || waiting.bytes >= BUFFER_BYTES) flush(file);
 }
 
 function flush(file: string): void {
-  const waiting = unwritten.get(file);
+  const waiting = state.unwritten.get(file);
   if (waiting === undefined) return;
-  unwritten.delete(file);
+  state.unwritten.delete(file);
   try {
     appendFileSync(file, Buffer.concat(waiting.chunks));
   } catch (error) {
