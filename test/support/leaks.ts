@@ -165,8 +165,7 @@ function hashOf(form: Buffer, from: number): number | undefined {
   let distinct = 0;
   for (let at = from; at < from + MIN_BYTES; at++) {
     const byte = form[at] as number;
-    const first = form.indexOf(byte, from);
-    if (first === at) distinct += 1;
+    if (distinct < MIN_DISTINCT && form.indexOf(byte, from) === at) distinct += 1;
     hash = (Math.imul(hash, MULTIPLIER) + (ALIKE[byte] as number)) | 0;
   }
   return distinct < MIN_DISTINCT ? undefined : hash;
