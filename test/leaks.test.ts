@@ -117,7 +117,7 @@ describe('a run', () => {
     have('stack\t', secret(SECRET));
 
     expect(await records.search([])).toMatch(
-      /^searched 2\.0 MB of output in 1 streams for 1 secrets, in \d+\.\d s: none found$/,
+      /^searched 2\.00 MB of output in 1 streams for 1 secrets, in \d+\.\d s: none found$/,
     );
   });
 

@@ -90,7 +90,7 @@ async function search(folder: string, more: readonly Secret[]): Promise<string> 
   }
   const bytes = records.reduce((sum, { said }) => sum + said.length, 0);
   const took = ((performance.now() - began) / 1000).toFixed(1);
-  const searched = `searched ${(bytes / 1e6).toFixed(1)} MB of output in ${records.length} streams for ${searching.count} secrets, in ${took} s`;
+  const searched = `searched ${(bytes / 1e6).toFixed(2)} MB of output in ${records.length} streams for ${searching.count} secrets, in ${took} s`;
   if (problems.size > 0) throw new Error(`${searched}: found\n${reported(problems)}`);
   if (stacks > 0 && (bytes === 0 || secrets.length === 0)) {
     throw new Error(`${searched}, though ${stacks} proxies ran: nothing has been recorded`);
