@@ -6,13 +6,7 @@
  * units are those of https://prometheus.io/docs/practices/naming/; docs/metrics.md says what each is good for.
  */
 import { createRequire } from 'node:module';
-import {
-  type Aggregator,
-  Counter,
-  Gauge,
-  Histogram,
-  type MetricSample,
-} from './metrics-instruments.ts';
+import { Counter, Gauge, Histogram, Registry } from 'prom-client';
 import type { Sample } from './metrics-sample.ts';
 
 const { version } = createRequire(import.meta.url)('../package.json') as { version: string };
@@ -32,12 +26,15 @@ const CANCEL_OUTCOMES = ['taken', 'unreachable', 'unanswered', 'unknown_key'];
 /** The phases of a login, in their order. */
 export type Phase = (typeof PHASES)[number];
 
+/** How the numbers of several workers become one, where that is not their sum: the primary's own, the largest, the smallest. */
+type Aggregator = 'first' | 'max' | 'min';
+
 /** The metrics of one proxy. Made once, since they count for as long as it lives. */
 export type Metrics = ReturnType<typeof createMetrics>;
 
 /** Metrics at zero. Whoever has something to count does so; whoever has a state gives it by `onSample`. */
 export function createMetrics() {
-  const registry: Registry = [];
+  const registry = new Registry();
   const collectors = new Set<() => void | Promise<void>>();
   let configTakenAt = performance.now();
   const instruments = {
@@ -72,7 +69,7 @@ export function createMetrics() {
     async sample(): Promise<Sample> {
       instruments.configAge.set((performance.now() - configTakenAt) / 1000);
       await Promise.all([...collectors].map(async (collect) => collect()));
-      return registry.map((instrument) => instrument.sample());
+      return registry.getMetricsAsJSON();
     },
   };
 }
@@ -295,33 +292,28 @@ function processMetrics(registry: Registry) {
   };
 }
 
-/** All metrics of a proxy, in the order in which they are shown. */
-type Registry = { sample(): MetricSample }[];
-
 /** What makes metrics in this registry. */
 function instrumentsOf(registry: Registry) {
-  const add = <T extends Registry[number]>(instrument: T): T => {
-    registry.push(instrument);
-    return instrument;
-  };
+  const registers = [registry];
   return {
-    counter: <Label extends string = never>(
+    counter: <Label extends string>(
       name: string,
       help: string,
       labelNames: readonly Label[] = [],
       aggregator?: Aggregator,
-    ) => add(new Counter<Label>({ name, help, labelNames, aggregator })),
-    gauge: <Label extends string = never>(
+    ) =>
+      new Counter<Label>({ name, help, labelNames, registers, ...(aggregator && { aggregator }) }),
+    gauge: <Label extends string>(
       name: string,
       help: string,
       labelNames: readonly Label[] = [],
       aggregator?: Aggregator,
-    ) => add(new Gauge<Label>({ name, help, labelNames, aggregator })),
-    histogram: <Label extends string = never>(
+    ) => new Gauge<Label>({ name, help, labelNames, registers, ...(aggregator && { aggregator }) }),
+    histogram: <Label extends string>(
       name: string,
       help: string,
       buckets: readonly number[],
       labelNames: readonly Label[] = [],
-    ) => add(new Histogram<Label>({ name, help, labelNames }, buckets)),
+    ) => new Histogram<Label>({ name, help, buckets: [...buckets], labelNames, registers }),
   };
 }

@@ -44,7 +44,7 @@ const PACKAGES: Record<string, RegExp> = {
   pg: /^(upstream|session-sql|cli)\//,
   'pg-protocol': /^wire\//,
   pino: /^(log\.ts$|cli\/)/,
-  'prom-client': /^metrics-(instruments|sample)\.ts$/,
+  'prom-client': /^metrics(-sample)?\.ts$/,
   'rate-limiter-flexible': /^limits\//,
   zod: /^(config(-\w+)?\.ts$|admin\/|identity\/)/,
 };
