@@ -58,7 +58,12 @@ BEGIN
     RETURN false;
   END IF;
 
-  EXECUTE format('ALTER ROLE %I INHERIT CONNECTION LIMIT 1 PASSWORD %L VALID UNTIL ''infinity''', p_slot, p_verifier);
+  BEGIN
+    EXECUTE format('ALTER ROLE %I INHERIT CONNECTION LIMIT 1 PASSWORD %L VALID UNTIL ''infinity''', p_slot, p_verifier);
+  EXCEPTION WHEN OTHERS THEN
+    -- Raised anew: with the statement for its context the server's log, and whoever asked, would get the verifier.
+    RAISE EXCEPTION USING ERRCODE = SQLSTATE, MESSAGE = SQLERRM;
+  END;
   FOR setting IN
     SELECT coalesce(' IN DATABASE ' || quote_ident(d.datname), '') AS scope, split_part(c, '=', 1) AS name
       FROM pg_db_role_setting s

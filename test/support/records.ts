@@ -51,11 +51,6 @@ const EXEMPT: readonly Exemption[] = [
     kind: /^a SCRAM verifier$/,
     source: { program: /\/postgres$/, detail: / -c log_statement=all / },
   },
-  // As it does with a statement that fails: here the mending of what is no slot.
-  {
-    kind: /^a SCRAM verifier$/,
-    source: { program: /\/postgres$/, test: /^test\/session-sql\/heal\.test\.ts$/ },
-  },
 ];
 
 // A report is read by people.
