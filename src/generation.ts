@@ -222,6 +222,10 @@ export class SharedPool {
   /** Its certificates on disk. */
   readonly #watching: Disposable | undefined;
   #leases = 0;
+  readonly #giveBack = (): void => {
+    this.#leases--;
+    if (this.#leases === 0) this.#whenUnused?.();
+  };
   #whenUnused: (() => void) | undefined;
 
   constructor(
@@ -241,13 +245,8 @@ export class SharedPool {
     this.#leases++;
     try {
       const lease = await this.#pool.acquire(...given);
-      let counted = true;
-      const release: Lease['release'] = (departure) =>
-        lease.release(departure).finally(() => {
-          if (counted) this.#giveBack();
-          counted = false;
-        });
-      return { ...lease, release };
+      lease.onReleased = this.#giveBack;
+      return lease;
     } catch (error) {
       this.#giveBack();
       throw error;
@@ -276,11 +275,6 @@ export class SharedPool {
       });
     }
     await this.#pool.close();
-  }
-
-  #giveBack(): void {
-    this.#leases--;
-    if (this.#leases === 0) this.#whenUnused?.();
   }
 }
 

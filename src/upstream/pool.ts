@@ -5,20 +5,18 @@
  * that nobody has used, or a fresh connection. One upstream's part of that is here, one role's in `role-pool.ts`.
  */
 import { setMaxListeners } from 'node:events';
-import type { Duplex } from 'node:stream';
 import type { SecretPair, UpstreamConfig } from '../config.ts';
 import { ProxyError } from '../errors.ts';
 import type { Identity } from '../identity/policy.ts';
 import { chooseClaims, type SessionClaims } from '../identity/session-claims.ts';
 import { derivePassword } from '../session-sql/credentials.ts';
-import type { CancelTarget } from './cancel.ts';
 import { connect } from './connect.ts';
 import { createControl, type Control } from './control.ts';
-import type { Entered } from './entry.ts';
 import { Crowd } from './crowd.ts';
 import { createHealing, type Healing, type HealingListener } from './healing.ts';
 import { createLookup, type Lookup } from './lookup.ts';
 import { mendSlot } from './mend.ts';
+import { type Lease, type Leasing, PooledLease } from './lease.ts';
 import { Neighbours } from './neighbours.ts';
 import type { Departure } from './parting.ts';
 import { Patience } from './patience.ts';
@@ -30,33 +28,7 @@ import type { House, SlotCounts } from './slots.ts';
 import type { Settings } from './spares.ts';
 import { addressesOf } from './whereabouts.ts';
 
-/** An upstream session that belongs to one client. */
-export interface Lease {
-  /** The session's stream; the splice may replace it with one that reads faster. */
-  readonly peer: { stream: Duplex };
-  /** ParameterStatus and NoticeResponse frames of its login. */
-  readonly greeting: readonly Buffer[];
-  readonly cancelTarget: CancelTarget;
-  /** The LOGIN role, for the log. */
-  readonly slot: string;
-  /**
-   * Gives the session the claims and the end of another token of the same subject, if `assertGood` lets it when all is known
-   * of it that a lookup says. Undefined where the session mode cannot.
-   *
-   * @throws {ProxyError} what `assertGood` throws, claims_too_large, lookup_empty, lookup_failed, upstream_unreachable, upstream_rejected,
-   *   upstream_login_rejected, or the signal's reason.
-   */
-  readonly renew:
-    | ((identity: Verified, signal: AbortSignal, assertGood: () => void) => Promise<void>)
-    | undefined;
-  /** Takes the identity off at once, for whoever it was revoked; the session goes on as nobody's. Never throws. */
-  disown(): Promise<void>;
-  /**
-   * Takes the session back, to be kept for its next user or closed; resolves when it is. A slot is free when its backend
-   * is gone. Never throws; only the first call counts.
-   */
-  release(departure: Departure): Promise<void>;
-}
+export type { Lease };
 
 /** What a pool has to know of an identity. */
 export type Verified = Pick<Identity, 'role' | 'issuer' | 'subject' | 'claims' | 'expiresAt'>;
@@ -159,6 +131,7 @@ class UpstreamPool implements Pool {
   readonly #housekeeping: readonly NodeJS.Timeout[];
   readonly #retired = new AbortController();
   readonly #onMoved: PoolListener['onMoved'];
+  readonly #leasing: Leasing;
   #looking = false;
 
   constructor(upstream: UpstreamConfig, pair: SecretPair, listener: PoolListener) {
@@ -177,6 +150,12 @@ class UpstreamPool implements Pool {
       Object.keys(upstream.roles).map((role) => [role, new RolePool(role, around)]),
     );
     this.#onMoved = listener.onMoved;
+    this.#leasing = {
+      control: this.#control,
+      mode: this.#mode,
+      describe: (verified, signal) => this.#describe(verified, signal),
+      track: (task) => this.#track(task),
+    };
     this.#neighbours = new Neighbours(this.#control, secrets, this.#roles, this.#retired.signal);
     const every = (ms: number, then: () => void) => setInterval(then, ms).unref();
     this.#housekeeping = [
@@ -303,7 +282,7 @@ class UpstreamPool implements Pool {
         },
       );
     }
-    return this.#lease(pool, entered);
+    return new PooledLease(entered, pool, this.#leasing);
   }
 
   /** With the chosen claims, and what is to be known of the subject; of nobody nothing is. */
@@ -316,42 +295,6 @@ class UpstreamPool implements Pool {
           : await this.#lookup?.row(verified.claims, signal),
     };
     return { ...verified, claims };
-  }
-
-  #lease(pool: RolePool, entered: Entered): Lease {
-    const { session, slot } = entered;
-    const { connection, backend, cancelTarget } = session;
-    // A question about its identity that was not answered as it should be leaves it uncertain.
-    let renewing = false;
-    let disowned = false;
-    let released: Promise<void> | undefined;
-    const renew: Lease['renew'] = async (renewed, until, assertGood) => {
-      const wanted = await this.#describe(renewed, until);
-      assertGood();
-      // Its backend may have been left, or soon be somebody else's.
-      if (released !== undefined) throw new ProxyError('client_lost');
-      renewing = true;
-      await this.#mode.renew?.(backend, wanted);
-      session.identity = wanted;
-      renewing = false;
-    };
-    return {
-      peer: connection,
-      greeting: [...connection.greeting],
-      cancelTarget,
-      slot: slot.name,
-      renew: this.#mode.renew && renew,
-      disown: async () => {
-        // What is on the backend may be its next user's by now.
-        if (released !== undefined) return;
-        disowned = true;
-        await this.#control.unbind(backend).catch(nothing);
-      },
-      release: (departure) => {
-        released ??= this.#track(pool.part(entered, departure, !renewing && !disowned));
-        return released;
-      },
-    };
   }
 
   #eachRole(then: (role: RolePool) => void): void {

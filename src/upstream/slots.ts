@@ -14,6 +14,7 @@
  *                                                 └──────────────────────▶ quarantined ──(a while, or mended)──▶ vacant
  */
 import { ProxyError } from '../errors.ts';
+import { SlotUse, type UseListener } from './slot-use.ts';
 import { Shelf, Tally, type Matcher, type Shelved } from './shelf.ts';
 import { Waiters } from './waiters.ts';
 
@@ -96,15 +97,8 @@ const KEEP_FREE = 16;
 const RETRY_LEASE_MS = 100;
 const GENEROUS_MS = 2_000;
 
-/** What one use of a slot began with. */
-type Use<Session> = Partial<Shelved<Session>> & {
-  readonly leasedIn: Shelved<Session>['leasedIn'];
-  /** Called when it ends. */
-  readonly onEnd?: () => void;
-};
-
 /** The book of one role's slots. */
-export class Slots<Session> {
+export class Slots<Session> implements UseListener<Session> {
   readonly #options: SlotOptions<Session>;
   readonly #vacant: string[] = [];
   readonly #idle = new Shelf<Session>();
@@ -275,41 +269,48 @@ export class Slots<Session> {
     return this.#use(name, { session, leasedIn, onEnd });
   }
 
-  #use(name: string, { session, leasedIn, onEnd }: Use<Session>): Slot<Session> {
-    let ended = false;
-    let expectedAs: string | undefined;
-    const expect = (key: string | undefined) => {
-      if (expectedAs !== undefined) this.#expected.add(expectedAs, -1);
-      if (key !== undefined) this.#expected.add(key, 1);
-      expectedAs = key;
-    };
-    const end = (then: () => void) => {
-      if (ended) throw new TypeError('a slot is released once');
-      ended = true;
-      this.#busy.delete(name);
-      expect(undefined);
-      onEnd?.();
-      then();
-      this.serve();
-      this.#options.house.onRoom();
-    };
-    const ifStillLeased = (then: () => void) => () => leasedIn === this.#generation && then();
+  #use(name: string, began: ConstructorParameters<typeof SlotUse<Session>>[1]): Slot<Session> {
     this.#busy.add(name);
-    return {
-      name,
-      session,
-      expect: (key) => {
-        expect(key);
-        if (key === undefined) this.serve();
-      },
-      release: () => end(ifStillLeased(() => this.#vacate(name))),
-      keep: (kept, key) => end(() => this.#idle.put(name, { session: kept, key, leasedIn })),
-      quarantine: (ms) => {
-        const until = Date.now() + ms;
-        end(ifStillLeased(() => this.quarantined.set(name, until)));
-        return () => this.#endQuarantine(name, until);
-      },
-    };
+    return new SlotUse(name, began, this);
+  }
+
+  onExpect(before: string | undefined, key: string | undefined): void {
+    if (before !== undefined) this.#expected.add(before, -1);
+    if (key !== undefined) this.#expected.add(key, 1);
+    else this.serve();
+  }
+
+  onRelease(use: SlotUse<Session>): void {
+    this.#endUse(use);
+    if (use.leasedIn === this.#generation) this.#vacate(use.name);
+    this.#afterUse();
+  }
+
+  onKeep(use: SlotUse<Session>, session: Session, key: string): void {
+    this.#endUse(use);
+    this.#idle.put(use.name, { session, key, leasedIn: use.leasedIn });
+    this.#afterUse();
+  }
+
+  onQuarantine(use: SlotUse<Session>, ms: number): () => void {
+    const { name } = use;
+    const until = Date.now() + ms;
+    this.#endUse(use);
+    if (use.leasedIn === this.#generation) this.quarantined.set(name, until);
+    this.#afterUse();
+    return () => this.#endQuarantine(name, until);
+  }
+
+  #endUse(use: SlotUse<Session>): void {
+    this.#busy.delete(use.name);
+    const expectedAs = use.takeExpectation();
+    if (expectedAs !== undefined) this.#expected.add(expectedAs, -1);
+    use.onEnd?.();
+  }
+
+  #afterUse(): void {
+    this.serve();
+    this.#options.house.onRoom();
   }
 
   #endQuarantine(name: string, until: number): void {

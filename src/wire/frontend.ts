@@ -31,14 +31,18 @@ export function encodeQuery(sql: string): Buffer {
   return serialize.query(sql);
 }
 
+/** Parse messages by their statements, which are a few constants of ours, and long. */
+const PARSES = new Map<string, Buffer>();
+const EXECUTE_AND_SYNC = Buffer.concat([serialize.execute(), serialize.sync()]);
+
 /** Parse, Bind, Execute and Sync of an unnamed statement: the text is a constant of ours, and the values are not part of it. */
 export function encodeStatement(sql: string, values: readonly string[]): Buffer {
-  return Buffer.concat([
-    serialize.parse({ text: sql }),
-    serialize.bind({ values: [...values] }),
-    serialize.execute(),
-    serialize.sync(),
-  ]);
+  let parse = PARSES.get(sql);
+  if (parse === undefined) {
+    parse = serialize.parse({ text: sql });
+    PARSES.set(sql, parse);
+  }
+  return Buffer.concat([parse, serialize.bind({ values: [...values] }), EXECUTE_AND_SYNC]);
 }
 
 /** PasswordMessage. */
