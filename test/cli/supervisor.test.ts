@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { parseConfig } from '../../src/proxy.ts';
 import { createSupervisor } from '../../src/cli/supervisor.ts';
-import { exitOf, printed, ROOT, startCli } from '../support/cli.ts';
+import { exitOf, printed, ROOT, startCli, writeLonelyConfig } from '../support/cli.ts';
 import { SECRET, until } from '../support/stack.ts';
 
 const UNIT = join(ROOT, 'ops', 'pgjot.service');
@@ -46,26 +46,7 @@ const withListener = describe.skipIf(missing.length > 0);
 withListener('pgjot start under systemd', () => {
   it('says when it is ready, reloads, lives and stops, in that order', async () => {
     const { socket, messages } = await listen();
-    const config = {
-      listen: { port: 0 },
-      providers: {
-        own: { issuer: 'https://id.example', jwksFile: 'jwks.json', audience: 'app', roles: ['a'] },
-      },
-      upstreams: {
-        main: {
-          host: '127.0.0.1',
-          port: 1,
-          database: 'app',
-          secret: { env: 'PGJOT_MAIN_SECRET' },
-          roles: { a: { slots: 1 } },
-          pool: { spares: 0 },
-        },
-      },
-      log: { level: 'debug' },
-    };
-    const file = join(folder, 'proxy.config.json');
-    writeFileSync(file, JSON.stringify(config));
-    writeFileSync(join(folder, 'jwks.json'), '{ "keys": [] }');
+    const file = writeLonelyConfig(folder);
     const child = startCli(['start'], {
       cwd: folder,
       env: { PGJOT_MAIN_SECRET: SECRET, NOTIFY_SOCKET: socket, WATCHDOG_USEC: '400000' },

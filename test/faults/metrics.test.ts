@@ -12,7 +12,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { RawClient } from '../e2e/raw-client.ts';
 import { query } from '../e2e/parity/bytes.ts';
 import { startStack, until, type Stack } from '../support/stack.ts';
-import { freePort } from '../workers/fleet.ts';
+import { freePort } from '../support/sockets.ts';
 import { missingTool } from './machine.ts';
 
 const absent = missingTool('promtool', 'prometheus');

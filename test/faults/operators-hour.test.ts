@@ -15,8 +15,9 @@ import { createAuthority } from '../support/certificate.ts';
 import { exitOf } from '../support/cli.ts';
 import { startIssuer, type Issuer } from '../support/issuer.ts';
 import { withSuperuser } from '../support/postgres.ts';
+import { freePort } from '../support/sockets.ts';
 import { until } from '../support/stack.ts';
-import { freePort, startFleet, startGround, type Ground } from '../workers/fleet.ts';
+import { startFleet, startGround, type Ground } from '../workers/fleet.ts';
 import { gather, type Failure } from './crowd.ts';
 
 const CLIENTS = 50;

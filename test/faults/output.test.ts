@@ -6,7 +6,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { createAuthority } from '../support/certificate.ts';
-import { exitOf, ROOT, runCli, runShell } from '../support/cli.ts';
+import { exitOf, ROOT, runCli, runShell, writeLonelyConfig } from '../support/cli.ts';
+import { freePort } from '../support/sockets.ts';
 import { SECRET, until } from '../support/stack.ts';
 
 const MAIN = join(ROOT, 'dist', 'cli', 'main.js');
@@ -30,40 +31,13 @@ afterEach(async () => {
   rmSync(folder, { recursive: true, force: true });
 });
 
-const freePort = async () => {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  const { port } = server.address() as AddressInfo;
-  await new Promise((resolve) => server.close(resolve));
-  return port;
-};
 const takenPort = async () => {
   const server = createServer();
   servers.push(server);
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   return (server.address() as AddressInfo).port;
 };
-const writeConfig = (settings: object = {}) => {
-  const config = {
-    listen: { port: 0 },
-    providers: {
-      own: { issuer: 'https://id.example', jwksFile: 'jwks.json', audience: 'app', roles: ['a'] },
-    },
-    upstreams: {
-      main: {
-        host: '127.0.0.1',
-        port: 1,
-        database: 'app',
-        secret: { env: 'PGJOT_MAIN_SECRET' },
-        roles: { a: { slots: 1 } },
-        pool: { spares: 0 },
-      },
-    },
-    ...settings,
-  };
-  writeFileSync(join(folder, 'proxy.config.json'), JSON.stringify(config));
-  writeFileSync(join(folder, 'jwks.json'), '{ "keys": [] }');
-};
+const writeConfig = (settings: object = {}) => writeLonelyConfig(folder, settings);
 
 describe.each([1, 2])('pgjot start with %i workers', (workers) => {
   const start = (stdout: number | 'pipe') => {

@@ -4,15 +4,9 @@
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { exitOf } from '../support/cli.ts';
+import { freePort } from '../support/sockets.ts';
 import { until } from '../support/stack.ts';
-import {
-  freePort,
-  isAlive,
-  startFleet,
-  startGround,
-  type Fleet,
-  type Ground,
-} from '../workers/fleet.ts';
+import { isAlive, startFleet, startGround, type Fleet, type Ground } from '../workers/fleet.ts';
 
 const PRELOAD = fileURLToPath(new URL('inject.mjs', import.meta.url));
 

@@ -3,7 +3,7 @@
  */
 import { execFileSync, spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { readdirSync, statSync, symlinkSync } from 'node:fs';
+import { readdirSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -51,6 +51,32 @@ export function startCli(args: readonly string[], options: CliOptions): ChildPro
 /** Lets `npx pgjot` and `require('pg')` work in a folder as they do in the project's. */
 export function linkModules(folder: string): void {
   symlinkSync(join(ROOT, 'node_modules'), join(folder, 'node_modules'));
+}
+
+/** Writes the configuration of a proxy that starts, whose PostgreSQL nobody needs and whose issuer has no keys; returns its file. */
+export function writeLonelyConfig(folder: string, settings: object = {}): string {
+  const config = {
+    listen: { port: 0 },
+    providers: {
+      own: { issuer: 'https://id.example', jwksFile: 'jwks.json', audience: 'app', roles: ['a'] },
+    },
+    upstreams: {
+      main: {
+        host: '127.0.0.1',
+        port: 1,
+        database: 'app',
+        secret: { env: 'PGJOT_MAIN_SECRET' },
+        roles: { a: { slots: 1 } },
+        pool: { spares: 0 },
+      },
+    },
+    log: { level: 'debug' },
+    ...settings,
+  };
+  const file = join(folder, 'proxy.config.json');
+  writeFileSync(file, JSON.stringify(config));
+  writeFileSync(join(folder, 'jwks.json'), '{ "keys": [] }');
+  return file;
 }
 
 /** Waits until the process has printed something that matches, and returns all that it printed until then. */

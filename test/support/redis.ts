@@ -2,10 +2,10 @@
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtemp, rm } from 'node:fs/promises';
-import { type AddressInfo, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Redis } from 'ioredis';
+import { freePort } from './sockets.ts';
 import { until } from './stack.ts';
 
 const PROGRAM = ['redis-server', 'valkey-server'].find(
@@ -16,6 +16,20 @@ const PROGRAM = ['redis-server', 'valkey-server'].find(
 export const hasRedis = PROGRAM !== undefined;
 if (!hasRedis)
   console.error('there is no redis-server here, so nothing that proxies share is tested');
+
+/** Whether it can speak TLS. Says so in one line where not. */
+export const hasRedisTls = hasRedis && speaksTls(PROGRAM as string);
+if (hasRedis && !hasRedisTls)
+  console.error(
+    `this ${PROGRAM} was built without TLS, so nothing that proxies share over TLS is tested`,
+  );
+
+/** It says which of its settings it does not know, or, where it knows them, that there is no such folder. */
+function speaksTls(program: string): boolean {
+  const folder = join(tmpdir(), 'there-is-no-such-folder');
+  const { stdout } = spawnSync(program, ['--port', '0', '--tls-port', '0', '--dir', folder]);
+  return !/tls-port/.test(String(stdout));
+}
 
 /** A running server. */
 export class TestRedis implements AsyncDisposable {
@@ -77,13 +91,4 @@ export class TestRedis implements AsyncDisposable {
     await this.stop();
     await rm(this.#folder, { recursive: true, force: true });
   }
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address() as AddressInfo;
-  server.close();
-  await once(server, 'close');
-  return port;
 }

@@ -125,3 +125,12 @@ export function readAll(stream: Socket): Promise<Buffer> {
     stream.resume();
   });
 }
+
+/** A port that is free now: an endpoint on port 0 would be found by nobody. */
+export async function freePort(): Promise<number> {
+  const server = createServer().listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address() as AddressInfo;
+  await new Promise((resolve) => server.close(resolve));
+  return port;
+}

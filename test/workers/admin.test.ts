@@ -8,8 +8,9 @@ import { query } from '../e2e/parity/bytes.ts';
 import type { RawClient } from '../e2e/raw-client.ts';
 import { exitOf } from '../support/cli.ts';
 import { withSuperuser } from '../support/postgres.ts';
+import { freePort } from '../support/sockets.ts';
 import { until } from '../support/stack.ts';
-import { freePort, startFleet, startGround, type Fleet, type Ground } from './fleet.ts';
+import { startFleet, startGround, type Fleet, type Ground } from './fleet.ts';
 
 vi.setConfig({ testTimeout: 60_000 });
 

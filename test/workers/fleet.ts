@@ -2,9 +2,7 @@
  * `pgjot start --workers N` as it is installed, before a real PostgreSQL with the demo table, for tests that kill parts of it.
  */
 import { execFileSync, spawnSync, type ChildProcess } from 'node:child_process';
-import { once } from 'node:events';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
-import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type pg from 'pg';
@@ -174,15 +172,6 @@ export async function startFleet(
       await rm(folder, { recursive: true, force: true });
     },
   };
-}
-
-/** A port that is free now: an endpoint on port 0 would be found by nobody. */
-export async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address() as AddressInfo;
-  await new Promise((resolve) => server.close(resolve));
-  return port;
 }
 
 /** Whether a process of this id is running; one that has ended and whose parent has not looked is not. */

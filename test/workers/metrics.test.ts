@@ -3,8 +3,9 @@
  */
 import { afterAll, beforeAll, expect, it, vi } from 'vitest';
 import { readScrape, type Scrape } from '../support/scrape.ts';
+import { freePort } from '../support/sockets.ts';
 import { until } from '../support/stack.ts';
-import { freePort, startFleet, startGround, type Fleet, type Ground } from './fleet.ts';
+import { startFleet, startGround, type Fleet, type Ground } from './fleet.ts';
 
 vi.setConfig({ testTimeout: 60_000 });
 

@@ -11,8 +11,9 @@ import { SSL_REQUEST } from '../e2e/parity/bytes.ts';
 import { RawClient } from '../e2e/raw-client.ts';
 import { exitOf, runCli } from '../support/cli.ts';
 import { withSuperuser } from '../support/postgres.ts';
+import { freePort } from '../support/sockets.ts';
 import { SECRET, until } from '../support/stack.ts';
-import { configOf, freePort, isAlive, startFleet, startGround, type Ground } from './fleet.ts';
+import { configOf, isAlive, startFleet, startGround, type Ground } from './fleet.ts';
 
 const SLOTS = 24;
 
