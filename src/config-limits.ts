@@ -1,8 +1,9 @@
 /**
  * The settings of `limits`: how many, how fast, how long, how large.
  */
+import { isIP } from 'node:net';
 import { z } from 'zod';
-import { milliseconds, secret } from './config-values.ts';
+import { hostName, milliseconds, secret } from './config-values.ts';
 
 /** What one client, one address and all of them together may have. `docs/limits.md` says what happens beyond it. */
 export const limits = z.strictObject({
@@ -65,7 +66,18 @@ export const limits = z.strictObject({
         secret: secret.describe(
           'What all proxies that share it have in common: names in the store, and the encryption of cancel requests, derive from it.',
         ),
-        caFile: z.string().optional().describe('For rediss://. Default: the usual authorities.'),
+        tls: z
+          .strictObject({
+            caFile: z.string().optional().describe('Default: the usual authorities.'),
+            serverName: hostName
+              .refine((text) => isIP(text) === 0, 'must be a name')
+              .optional()
+              .describe("Whose the server's certificate must be. Default: the host in the URL."),
+            certFile: z.string().optional().describe('Client certificate.'),
+            keyFile: z.string().optional(),
+          })
+          .optional()
+          .describe('For rediss://.'),
         timeoutMs: milliseconds
           .min(10)
           .max(5_000)

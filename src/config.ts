@@ -224,7 +224,8 @@ function absolutePaths(config: Config, base: string): Config {
           ...limits,
           store: {
             redis: {
-              ...tls(store.redis),
+              ...store.redis,
+              ...(store.redis.tls && { tls: tls(store.redis.tls) }),
               url: secret(store.redis.url),
               secret: secret(store.redis.secret),
             },

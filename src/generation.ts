@@ -19,7 +19,7 @@ import { Revocations, type Revocation } from './identity/revocations.ts';
 import { explain, type Logger } from './log.ts';
 import type { Metrics } from './metrics.ts';
 import { Probe } from './readiness.ts';
-import { TlsFiles, type TlsFilesListener } from './tls-files.ts';
+import { logTo, TlsFiles } from './tls-files.ts';
 import type { Cancels } from './upstream/cancel.ts';
 import { upstreamTlsFiles } from './upstream/dial.ts';
 import { createPool, type Lease, type Pool } from './upstream/pool.ts';
@@ -87,7 +87,7 @@ export function createGeneration(
     if (upstreamTlsMode(upstream) !== 'disable')
       upstreamTlsFiles(known?.upstream ?? upstream, id).refresh();
   }
-  const watching = certificate?.watch(tellOfFiles(logger, 'listen.tls'));
+  const watching = certificate?.watch(logTo(logger, 'listen.tls'));
   const revocations = new Revocations(
     config.revocations.file,
     predecessor?.revocations.added ?? house.revocations,
@@ -332,7 +332,7 @@ function poolFor(
   const watching =
     upstreamTlsMode(upstream) === 'disable'
       ? undefined
-      : upstreamTlsFiles(upstream, id).watch(tellOfFiles(logger, path));
+      : upstreamTlsFiles(upstream, id).watch(logTo(logger, path));
   return new SharedPool(pool, upstream, secrets, watching);
 }
 
@@ -348,13 +348,4 @@ function loadCertificate(config: Config): TlsFiles | undefined {
     // Attack A14: a stranger would have us do key exchange after key exchange. PostgreSQL refuses it too.
     secureOptions: constants.SSL_OP_NO_RENEGOTIATION,
   });
-}
-
-/** The log lines of certificates that change on disk. */
-function tellOfFiles(logger: Logger, path: string): TlsFilesListener {
-  return {
-    onReloaded: (certificate) =>
-      logger.info({ event: 'certificate_reloaded', path, ...certificate }),
-    onUnusable: (problem) => logger.error({ event: 'certificate_unusable', path, problem }),
-  };
 }

@@ -8,6 +8,7 @@ import { createPrivateKey, type KeyObject, X509Certificate } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { createSecureContext, type SecureContext, type SecureContextOptions } from 'node:tls';
 import { ConfigError, type ConfigProblem } from './errors.ts';
+import type { Logger } from './log.ts';
 import { watchFile } from './watch.ts';
 
 /** Which files: a certificate chain with its key, authorities to trust, or all of them. */
@@ -15,6 +16,8 @@ export interface TlsFileNames {
   readonly certFile?: string | undefined;
   readonly keyFile?: string | undefined;
   readonly caFile?: string | undefined;
+  /** Authorities of those who connect to us; where it is, there is no `caFile`. */
+  readonly clientCaFile?: string | undefined;
 }
 
 /** Who hears of files that have changed. */
@@ -23,6 +26,15 @@ export interface TlsFilesListener {
   onReloaded(certificate: { readonly serial: string; readonly validTo: string } | undefined): void;
   /** They cannot be used, and what was read before is used still. Told once for each thing that is wrong. */
   onUnusable(problem: string): void;
+}
+
+/** Has it logged, with the place in the configuration. */
+export function logTo(logger: Logger, path: string): TlsFilesListener {
+  return {
+    onReloaded: (certificate) =>
+      logger.info({ event: 'certificate_reloaded', path, ...certificate }),
+    onUnusable: (problem) => logger.error({ event: 'certificate_unusable', path, problem }),
+  };
 }
 
 // As often as the configuration is looked at.
@@ -50,6 +62,11 @@ export class TlsFiles {
   /** What was read last that could be used. */
   get context(): SecureContext {
     return this.#found.context;
+  }
+
+  /** The same in PEM, for listeners of Node's own that take nothing else. */
+  get pem(): Pick<SecureContextOptions, 'cert' | 'key' | 'ca'> {
+    return this.#found.pem;
   }
 
   /** The first certificate of `certFile`. */
@@ -89,8 +106,7 @@ export class TlsFiles {
         return 'again';
       }
     };
-    const { certFile, keyFile, caFile } = this.#names;
-    const watches = [certFile, keyFile, caFile].flatMap((file) =>
+    const watches = Object.values(this.#names).flatMap((file: string | undefined) =>
       file === undefined ? [] : [watchFile(file, WATCH_MS, look)],
     );
     // What came between the first reading and now.
@@ -106,6 +122,7 @@ export class TlsFiles {
 /** What files held: their bytes, by which a change is told, and what was made of them. */
 interface Found {
   readonly bytes: Buffer;
+  readonly pem: Pick<SecureContextOptions, 'cert' | 'key' | 'ca'>;
   readonly context: SecureContext;
   readonly certificate: X509Certificate | undefined;
 }
@@ -133,7 +150,7 @@ function load(
   };
   const chain = read('certFile', readCertificates);
   const key = read('keyFile', readKey);
-  const authorities = read('caFile', readCertificates);
+  const authorities = read('caFile', readCertificates) ?? read('clientCaFile', readCertificates);
   const certificate = chain?.parsed[0];
   if (certificate !== undefined && key !== undefined && !certificate.checkPrivateKey(key.parsed)) {
     const message = `the key in ${names.keyFile} does not belong to the certificate in ${names.certFile}`;
@@ -142,14 +159,13 @@ function load(
   if (problems.length > 0) throw new ConfigError(problems);
   const bytes = Buffer.concat([chain, key, authorities].flatMap((one) => one?.pem ?? []));
   if (known?.bytes.equals(bytes)) return known;
+  const pem = {
+    ...(chain && { cert: chain.pem }),
+    ...(key && { key: key.pem }),
+    ...(authorities && { ca: authorities.pem }),
+  };
   try {
-    const context = createSecureContext({
-      ...options,
-      ...(chain && { cert: chain.pem }),
-      ...(key && { key: key.pem }),
-      ...(authorities && { ca: authorities.pem }),
-    });
-    return { bytes, context, certificate };
+    return { bytes, pem, context: createSecureContext({ ...options, ...pem }), certificate };
   } catch (error) {
     // What OpenSSL does not take although it can be read, for instance a key that is too weak.
     throw new ConfigError([{ path, message: (error as Error).message }]);

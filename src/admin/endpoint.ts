@@ -15,13 +15,20 @@ import { printable } from '../errors.ts';
 import { canonical } from '../limits/address.ts';
 import { LogRation } from '../limits/log-ration.ts';
 import type { Logger } from '../log.ts';
-import { assertNoPage, assertPermitted, principalOf, type Credentials } from './principal.ts';
+import { logTo, type TlsFiles } from '../tls-files.ts';
+import {
+  assertNoPage,
+  assertPermitted,
+  principalOf,
+  TLS_PATH,
+  type Credentials,
+} from './principal.ts';
 import { Refusal, refusalOf, type AdminAnswer, type Route } from './routes.ts';
 
 /** An endpoint that listens. */
 export interface Admin {
   readonly port: number;
-  /** Asks for what this says from now on; a connection under way keeps its certificate. */
+  /** Asks for what this says from now on. A certificate is for new connections, as it is when its file changes. */
   setCredentials(credentials: Credentials): void;
   /** Lets answers under way be sent, for a second at most. */
   close(): Promise<void>;
@@ -47,6 +54,7 @@ export async function startAdmin(
   credentials: Credentials,
   routes: readonly Route[],
   logger: Logger,
+  exchangeMs = EXCHANGE_MS,
 ): Promise<Admin> {
   let asked = credentials;
   const log = audit(logger);
@@ -56,7 +64,7 @@ export async function startAdmin(
     const address = canonical(request.socket.remoteAddress ?? '');
     exchanges.add(response);
     // Whoever does not take the answer has it taken away.
-    const timer = setTimeout(() => request.socket.destroy(), EXCHANGE_MS);
+    const timer = setTimeout(() => request.socket.destroy(), exchangeMs);
     response.once('close', () => {
       clearTimeout(timer);
       exchanges.delete(response);
@@ -86,14 +94,16 @@ export async function startAdmin(
       resolve();
     });
   });
+  let watching = show(server, asked.tls, logger);
   return {
     port: (server.address() as AddressInfo).port,
     setCredentials(next) {
       asked = next;
-      if (next.tls !== undefined && server instanceof HttpsServer)
-        server.setSecureContext(next.tls);
+      watching?.[Symbol.dispose]();
+      watching = show(server, next.tls, logger);
     },
     async close() {
+      watching?.[Symbol.dispose]();
       const closed = new Promise((resolve) => server.close(resolve));
       const said = [...exchanges].map((response) => once(response, 'close'));
       await Promise.race([Promise.all(said), delay(GOODBYE_MS, undefined, { ref: false })]);
@@ -123,8 +133,27 @@ function audit(logger: Logger) {
   };
 }
 
+/** Shows newcomers these certificates, as they are and whenever they change. */
+function show(
+  server: Server | HttpsServer,
+  tls: TlsFiles | undefined,
+  logger: Logger,
+): Disposable | undefined {
+  if (tls === undefined || !(server instanceof HttpsServer)) return undefined;
+  const log = logTo(logger, TLS_PATH);
+  const present = () => server.setSecureContext(tls.pem);
+  present();
+  return tls.watch({
+    ...log,
+    onReloaded(certificate) {
+      present();
+      log.onReloaded(certificate);
+    },
+  });
+}
+
 function createListener(
-  { tls }: Credentials,
+  { tls, takesCertificates }: Credentials,
   onRequest: (request: IncomingMessage, response: ServerResponse) => void,
 ): Server | HttpsServer {
   const times = {
@@ -136,12 +165,12 @@ function createListener(
   const server = createSecureServer(
     {
       ...times,
-      ...tls,
+      ...tls.pem,
       minVersion: 'TLSv1.2',
       handshakeTimeout: REQUEST_TIMEOUT_MS,
       // Attack A14: key exchange after key exchange.
       secureOptions: constants.SSL_OP_NO_RENEGOTIATION,
-      requestCert: tls.ca !== undefined,
+      requestCert: takesCertificates,
       // Whoever has none is answered what is for all; `principal.ts` tells them apart.
       rejectUnauthorized: false,
     },

@@ -5,12 +5,12 @@
  * nothing has to be shown, a name of its own in Host, or a type that a form can have.
  */
 import { createHash, timingSafeEqual } from 'node:crypto';
-import { readFileSync } from 'node:fs';
 import type { IncomingMessage } from 'node:http';
-import { createSecureContext, TLSSocket, type SecureContextOptions } from 'node:tls';
+import { TLSSocket } from 'node:tls';
 import { readSecret, type Config } from '../config.ts';
 import { ConfigError } from '../errors.ts';
 import { isLoopback } from '../exposure.ts';
+import { TlsFiles } from '../tls-files.ts';
 import { Refusal, type Permission, type Route } from './routes.ts';
 
 /** What has to be shown. Nothing at all, and whoever is on this machine may do anything. */
@@ -19,8 +19,10 @@ export interface Credentials {
   readonly token: string | undefined;
   /** For whoever may only look. */
   readonly readToken: string | undefined;
-  /** Our certificate, and who signs those of administrators, who may change things. */
-  readonly tls: SecureContextOptions | undefined;
+  /** Our certificate, and who signs those of administrators. */
+  readonly tls: TlsFiles | undefined;
+  /** Whether administrators may have a certificate, with which they may change things. */
+  readonly takesCertificates: boolean;
 }
 
 /** @throws {ConfigError} when a token, certificate or key cannot be read or used, or the two tokens are the same. */
@@ -30,26 +32,12 @@ export function readCredentials(config: NonNullable<Config['admin']>): Credentia
   if (token !== undefined && token === readToken) {
     throw new ConfigError([{ path: 'admin.readToken', message: 'is the same as admin.token' }]);
   }
-  return { token, readToken, tls: config.tls && readTls(config.tls) };
+  const tls = config.tls && new TlsFiles(config.tls, TLS_PATH);
+  return { token, readToken, tls, takesCertificates: config.tls?.clientCaFile !== undefined };
 }
 
-function readTls({ certFile, keyFile, clientCaFile }: AdminTls): SecureContextOptions {
-  try {
-    const options = {
-      cert: readFileSync(certFile),
-      key: readFileSync(keyFile),
-      ...(clientCaFile !== undefined && { ca: readFileSync(clientCaFile) }),
-    };
-    createSecureContext(options);
-    return options;
-  } catch (error) {
-    const { code = 'unknown error' } = error as NodeJS.ErrnoException;
-    const message = `certificate or key cannot be used (${code})`;
-    throw new ConfigError([{ path: 'admin.tls', message }]);
-  }
-}
-
-type AdminTls = NonNullable<NonNullable<Config['admin']>['tls']>;
+/** Where the configuration has the endpoint's certificates. */
+export const TLS_PATH = 'admin.tls';
 
 /** Who asks. */
 export interface Principal {
@@ -59,20 +47,20 @@ export interface Principal {
 }
 
 /** Whether nothing can be shown, so that being on this machine is enough. */
-function isOpen({ token, tls }: Credentials): boolean {
-  return token === undefined && tls?.ca === undefined;
+function isOpen({ token, takesCertificates }: Credentials): boolean {
+  return token === undefined && !takesCertificates;
 }
 
 /** Who sends this request, as far as it shows. */
 export function principalOf(request: IncomingMessage, credentials: Credentials): Principal {
-  const { token, readToken, tls } = credentials;
+  const { token, readToken, takesCertificates } = credentials;
   const as = (permission: Permission, ambient = false) => ({ permission, ambient });
   if (isOpen(credentials)) return as(isForThisMachine(request) ? 'write' : 'public', true);
   const given = bearerOf(request);
   if (token !== undefined && isSame(given, token)) return as('write');
   if (readToken !== undefined && isSame(given, readToken)) return as('read');
   const { socket } = request;
-  const isCertified = tls?.ca !== undefined && socket instanceof TLSSocket && socket.authorized;
+  const isCertified = takesCertificates && socket instanceof TLSSocket && socket.authorized;
   return isCertified ? as('write', true) : as('public');
 }
 

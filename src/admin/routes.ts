@@ -158,8 +158,8 @@ function probes(operations: Operations): Route[] {
       path: '/readyz',
       permission: 'public',
       async answer({ mayRead }) {
-        const { ready, reasons, troubles } = await operations.readiness();
-        const json = { ready, reasons, ...(mayRead && { troubles }) };
+        const { ready, reasons, troubles, ageMs } = await operations.readiness();
+        const json = { ready, reasons, ageMs, ...(mayRead && { troubles }) };
         return { status: ready ? 200 : 503, json };
       },
     },

@@ -6,10 +6,13 @@
 import type { X509Certificate } from 'node:crypto';
 import { Command } from 'commander';
 import { DatabaseError } from 'pg';
+import { readCredentials } from '../admin/principal.ts';
 import { perIssuer } from '../config-provider.ts';
 import { loadConfig, readSecrets, type Config } from '../config.ts';
 import { ConfigError, ProxyError, type ConfigProblem } from '../errors.ts';
 import { KeySet } from '../identity/jwks.ts';
+import { RedisLink } from '../limits/redis-link.ts';
+import { createLogger } from '../log.ts';
 import { TlsFiles } from '../tls-files.ts';
 import { createControl } from '../upstream/control.ts';
 import { createLookup } from '../upstream/lookup.ts';
@@ -64,35 +67,47 @@ function checkOffline(file: string): { problems: ConfigProblem[]; config?: Confi
   }
 }
 
-function secretProblems(config: Config): ConfigProblem[] {
-  return Object.entries(config.upstreams).flatMap(([name, upstream]) => {
-    try {
-      readSecrets(upstream, `upstreams.${name}`);
-      return [];
-    } catch (error) {
-      if (error instanceof ConfigError) return error.problems;
-      throw error;
-    }
-  });
+/** Reads every secret as the proxy will, and the certificates of those who have a secret too. */
+function secretProblems({ upstreams, limits, admin, log }: Config): ConfigProblem[] {
+  const { store } = limits;
+  const silent = createLogger({ ...log, level: 'silent' });
+  return [
+    ...Object.entries(upstreams).flatMap(([name, upstream]) =>
+      problemsIn(() => void readSecrets(upstream, `upstreams.${name}`)),
+    ),
+    // It connects to nothing before it is told to.
+    ...problemsIn(() => store && new RedisLink(store.redis, silent)),
+    ...problemsIn(() => admin && readCredentials(admin)),
+  ];
+}
+
+function problemsIn(work: () => unknown): readonly ConfigProblem[] {
+  try {
+    work();
+    return [];
+  } catch (error) {
+    if (error instanceof ConfigError) return error.problems;
+    throw error;
+  }
 }
 
 /** Loads every certificate and key as the proxy will, and says which certificates are out of date. */
 function certificateProblems(config: Config): ConfigProblem[] {
   const places = [
     { path: 'listen.tls', tls: config.listen.tls },
+    { path: 'admin.tls', tls: config.admin?.tls ?? {} },
+    { path: 'limits.store.redis.tls', tls: config.limits.store?.redis.tls ?? {} },
     ...Object.entries(config.upstreams).map(([name, { tls }]) => ({
       path: `upstreams.${name}.tls`,
       tls,
     })),
   ];
   return places.flatMap(({ path, tls }) => {
-    try {
-      const { certificate } = new TlsFiles(tls, path);
-      return certificate === undefined ? [] : validityProblems(`${path}.certFile`, certificate);
-    } catch (error) {
-      if (error instanceof ConfigError) return error.problems;
-      throw error;
-    }
+    let certificate: X509Certificate | undefined;
+    const problems = problemsIn(() => ({ certificate } = new TlsFiles(tls, path)));
+    return certificate === undefined
+      ? problems
+      : [...problems, ...validityProblems(`${path}.certFile`, certificate)];
   });
 }
 

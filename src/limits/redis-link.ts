@@ -4,15 +4,17 @@
  * Knows not what is kept there.
  */
 import { createHmac, randomBytes } from 'node:crypto';
-import { readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
+import { connect as connectTcp, isIP, type Socket } from 'node:net';
+import { connect as connectTls } from 'node:tls';
 import type * as ioredis from 'ioredis';
 import { type Config, readSecret, readUrl } from '../config.ts';
 import { ConfigError } from '../errors.ts';
 import type { Logger } from '../log.ts';
+import { logTo, TlsFiles } from '../tls-files.ts';
 
 // Loaded when somebody has a store: a fifth of the time that a proxy takes to start.
-const require = createRequire(import.meta.url);
+const load = () => createRequire(import.meta.url)('ioredis') as typeof ioredis;
 
 /** What `limits.store.redis` says. */
 export type RedisConfig = NonNullable<Config['limits']['store']>['redis'];
@@ -20,6 +22,9 @@ export type RedisConfig = NonNullable<Config['limits']['store']>['redis'];
 // After it has not answered, nobody waits for it for so long: one login in a while finds out that it is still away.
 const PAUSE_MS = 1_000;
 const LONGEST_RETRY_MS = 2_000;
+const REDIS_PORT = 6379;
+const GOODBYE_MS = 2_000;
+const TLS_PATH = 'limits.store.redis.tls';
 
 /** Connections to the store, opened by `connect`. */
 export class RedisLink {
@@ -30,13 +35,16 @@ export class RedisLink {
   readonly #secret: string;
   readonly #timeoutMs: number;
   readonly #logger: Logger;
+  readonly #tlsFiles: TlsFiles | undefined;
+  #watching: Disposable | undefined;
   #restUntil = 0;
   #isLost = false;
   #isClosed = false;
 
-  /** @throws {ConfigError} when a secret or file cannot be read. */
+  /** @throws {ConfigError} when a secret or file cannot be read, or there are settings of TLS for a server without. */
   constructor(config: RedisConfig, logger: Logger) {
     const url = readUrl(config.url, 'limits.store.redis.url', ['redis:', 'rediss:']);
+    this.#tlsFiles = readTlsFiles(config, url);
     this.#secret = readSecret(config.secret, 'limits.store.redis.secret');
     this.#timeoutMs = config.timeoutMs;
     this.#logger = logger;
@@ -49,9 +57,9 @@ export class RedisLink {
       commandTimeout: config.timeoutMs,
       connectTimeout: Math.max(config.timeoutMs, 1_000),
       retryStrategy: (attempt: number) => Math.min(50 * 2 ** attempt, LONGEST_RETRY_MS),
-      ...(config.caFile !== undefined && { tls: { ca: readCertificate(config.caFile) } }),
+      Connector: connectorTo(url, config, this.#tlsFiles),
     };
-    const { Redis } = require('ioredis') as typeof ioredis;
+    const { Redis } = load();
     this.commands = new Redis(url, options);
     // It waits for messages, for as long as there are none.
     const { commandTimeout: _, ...patient } = options;
@@ -64,6 +72,7 @@ export class RedisLink {
 
   /** Begins to connect, and goes on trying until `close`. Does not wait for it: a proxy starts without. */
   connect(): void {
+    this.#watching = this.#tlsFiles?.watch(logTo(this.#logger, TLS_PATH));
     for (const client of [this.commands, this.subscriber]) client.connect().catch(() => {});
   }
 
@@ -98,6 +107,7 @@ export class RedisLink {
 
   close(): void {
     this.#isClosed = true;
+    this.#watching?.[Symbol.dispose]();
     this.commands.disconnect();
     this.subscriber.disconnect();
   }
@@ -106,7 +116,8 @@ export class RedisLink {
     if (this.#isLost || this.#isClosed) return;
     this.#isLost = true;
     // ioredis puts what it sent into the error, never into the message.
-    const cause = `${error.message}; answers are awaited for ${this.#timeoutMs} ms`;
+    const { message } = error instanceof AggregateError ? (error.errors[0] as Error) : error;
+    const cause = `${message}; answers are awaited for ${this.#timeoutMs} ms`;
     this.#logger.error({ event: 'limit_store_lost', cause });
   }
 
@@ -117,11 +128,35 @@ export class RedisLink {
   }
 }
 
-function readCertificate(file: string): string {
-  try {
-    return readFileSync(file, 'utf8');
-  } catch (error) {
-    const message = `cannot be read (${(error as NodeJS.ErrnoException).code ?? 'unknown error'})`;
-    throw new ConfigError([{ path: 'limits.store.redis.caFile', message }]);
-  }
+/** @throws {ConfigError} */
+function readTlsFiles({ tls }: RedisConfig, url: string): TlsFiles | undefined {
+  if (url.startsWith('rediss:')) return new TlsFiles(tls ?? {}, TLS_PATH);
+  if (tls === undefined) return undefined;
+  throw new ConfigError([{ path: TLS_PATH, message: 'is for a URL rediss://…' }]);
+}
+
+/**
+ * How ioredis gets its streams: TLS ones with the certificates as they are by then. On its own streams it hears one error, and
+ * of a TLS handshake that fails there may be two, the second of which would end this process.
+ */
+function connectorTo(url: string, { tls }: RedisConfig, files: TlsFiles | undefined) {
+  const { hostname, port } = new URL(url);
+  const host = hostname.replace(/^\[(.*)\]$/, '$1');
+  const to = { host, port: Number(port || REDIS_PORT) };
+  const servername = tls?.serverName ?? (isIP(host) === 0 ? host : undefined);
+  const open = (): Socket =>
+    files === undefined
+      ? connectTcp(to)
+      : connectTls({ ...to, ...(servername && { servername }), secureContext: files.context });
+  return class extends load().AbstractConnector {
+    constructor() {
+      super(GOODBYE_MS);
+    }
+
+    override async connect(): Promise<Socket> {
+      this.connecting = true;
+      this.stream = open().on('error', () => {});
+      return this.stream;
+    }
+  };
 }

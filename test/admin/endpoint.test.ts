@@ -1,7 +1,10 @@
 /** The endpoint for administrators: who is heard, what is answered, and that nothing of it is left open. */
+import { X509Certificate } from 'node:crypto';
 import { request as askOver } from 'node:http';
+import { request as askOverTls } from 'node:https';
 import { connect, type Socket } from 'node:net';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { connect as connectTls } from 'node:tls';
+import { mkdtemp, rename, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { once } from 'node:events';
@@ -11,6 +14,7 @@ import { readCredentials } from '../../src/admin/principal.ts';
 import { createRoutes } from '../../src/admin/routes.ts';
 import { parseConfig, type ConfigInput } from '../../src/config.ts';
 import { ConfigError } from '../../src/errors.ts';
+import { createAuthority } from '../support/certificate.ts';
 import { recordedLogger } from '../support/logger.ts';
 import { recordSecret } from '../support/record.ts';
 import { until } from '../support/stack.ts';
@@ -111,7 +115,12 @@ describe('the endpoint', () => {
     const next = 'the-token-of-tomorrow-of-32-characters';
 
     expect([await status(TOKEN), await status(next)]).toEqual([200, 401]);
-    other.setCredentials({ token: next, readToken: undefined, tls: undefined });
+    other.setCredentials({
+      token: next,
+      readToken: undefined,
+      tls: undefined,
+      takesCertificates: false,
+    });
     expect([await status(TOKEN), await status(next)]).toEqual([401, 200]);
 
     await other.close();
@@ -146,6 +155,25 @@ describe('the endpoint', () => {
     await closed;
 
     expect(heard.length).toBeLessThanOrEqual(1);
+  });
+
+  it('takes its answer away from whoever does not take it', async () => {
+    const config = { host: '127.0.0.1', port: 0 };
+    const metrics = async () => ({ contentType: 'text/x', text: 'x'.repeat(50_000_000) });
+    const routes = createRoutes({ ...recording([]), metrics });
+    const other = await startAdmin(config, readCredentials(config), routes, SILENT, 500);
+    const idler = connect(other.port, '127.0.0.1');
+    const gone = new Promise((resolve) => idler.on('error', () => {}).once('close', resolve));
+    idler.write('GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n');
+    await once(idler, 'readable');
+    // It has read some of it, and reads on only when it has been ended.
+    await new Promise((resolve) => setTimeout(resolve, 800));
+    let bytes = 0;
+    idler.on('data', (chunk: Buffer) => (bytes += chunk.length));
+    await gone;
+
+    expect(bytes).toBeLessThan(50_000_000);
+    await other.close();
   });
 
   it('says what is wrong with a configuration', async () => {
@@ -185,6 +213,136 @@ describe('the endpoint', () => {
     await other.close();
 
     await closed;
+  });
+});
+
+describe('a page of another site', () => {
+  const PAGE = { 'sec-fetch-mode': 'no-cors', 'sec-fetch-dest': 'image' };
+  const VISIT = { 'sec-fetch-mode': 'navigate', 'sec-fetch-dest': 'document' };
+  const FRAME = { 'sec-fetch-mode': 'navigate', 'sec-fetch-dest': 'iframe' };
+  const FOREIGN = ['cross-site', 'same-site'] as const;
+
+  /** With the token: fetch() would say itself what it is. */
+  const status = (method: string, path: string, headers: Record<string, string>) =>
+    new Promise<number | undefined>((resolve, reject) => {
+      const authorization = `Bearer ${TOKEN}`;
+      const to = { port: admin.port, host: '127.0.0.1', path, method };
+      askOver({ ...to, headers: { authorization, ...headers } }, (response) =>
+        resolve(response.resume().statusCode),
+      )
+        .on('error', reject)
+        .end();
+    });
+
+  it.each(FOREIGN.flatMap((site) => [PAGE, FRAME].map((how) => [site, how] as const)))(
+    'of kind %s is answered nothing, whatever it shows: %j',
+    async (site, how) => {
+      heard.length = 0;
+      const headers = { 'sec-fetch-site': site, ...how };
+
+      for (const path of ['/', '/healthz', '/readyz', '/sessions', '/metrics']) {
+        expect(await status('GET', path, headers)).toBe(403);
+      }
+      for (const path of ['/reload', '/drain']) {
+        expect(await status('POST', path, headers)).toBe(403);
+      }
+      expect(heard).toEqual([]);
+    },
+  );
+
+  it.each(FOREIGN)('of kind %s may have a link to here, and no form', async (site) => {
+    heard.length = 0;
+    const headers = { 'sec-fetch-site': site, ...VISIT };
+
+    expect(await status('GET', '/', headers)).toBe(200);
+    expect(await status('POST', '/reload', headers)).toBe(403);
+    expect(heard).toEqual([]);
+  });
+
+  it.each(['same-origin', 'none'])('is none where the browser says "%s"', async (site) => {
+    expect(await status('GET', '/sessions', { 'sec-fetch-site': site })).toBe(200);
+  });
+});
+
+describe('its certificate', () => {
+  const authority = createAuthority();
+  const put = async (name: string, text: string) => {
+    await writeFile(join(folder, `${name}.new`), text);
+    await rename(join(folder, `${name}.new`), join(folder, name));
+    return join(folder, name);
+  };
+  async function putPair(
+    name: string,
+  ): Promise<{ certFile: string; keyFile: string; serial: string }> {
+    const { cert, key } = authority.issue();
+    const certFile = await put(`${name}.crt`, cert);
+    const keyFile = await put(`${name}.key`, key);
+    return { certFile, keyFile, serial: new X509Certificate(cert).serialNumber };
+  }
+  async function serialAt({ port }: Admin): Promise<string> {
+    const socket = connectTls({ port, host: '127.0.0.1', ca: authority.ca });
+    await once(socket, 'secureConnect');
+    const { serialNumber } = socket.getPeerCertificate();
+    socket.destroy();
+    return serialNumber;
+  }
+
+  it('is another one when its files have changed, or another configuration names others', async () => {
+    const token = { file: join(folder, 'token') };
+    const first = await putPair('first');
+    const configured = ({ certFile, keyFile }: typeof first) => ({
+      host: '127.0.0.1',
+      port: 0,
+      token,
+      tls: { certFile, keyFile },
+    });
+    const other = await start(configured(first), []);
+    expect(await serialAt(other)).toBe(first.serial);
+
+    const rotated = await putPair('first');
+    await until(async () => (await serialAt(other)) === rotated.serial);
+
+    const second = await putPair('second');
+    other.setCredentials(readCredentials(configured(second)));
+    expect(await serialAt(other)).toBe(second.serial);
+    const again = await putPair('second');
+    await until(async () => (await serialAt(other)) === again.serial);
+
+    // Half of a pair is none.
+    await put('second.crt', authority.issue().cert);
+    await expect(async () => readCredentials(configured(second))).rejects.toThrow('admin.tls');
+    expect(await serialAt(other)).toBe(again.serial);
+    await other.close();
+  });
+
+  it('is asked for of administrators as another authority signs it, when that file has changed', async () => {
+    const [ours, theirs] = [createAuthority(), createAuthority()];
+    const { certFile, keyFile } = await putPair('ours');
+    const clientCaFile = await put('clients', ours.ca);
+    const config = { host: '127.0.0.1', port: 0, tls: { certFile, keyFile, clientCaFile } };
+    const other = await start(config, []);
+    const statusWith = (certificate: object) =>
+      new Promise<number | undefined>((resolve, reject) => {
+        const asked = askOverTls(
+          {
+            host: '127.0.0.1',
+            port: other.port,
+            path: '/sessions',
+            agent: false,
+            ca: authority.ca,
+            ...certificate,
+          },
+          (response) => resolve(response.resume().statusCode),
+        );
+        asked.on('error', reject).end();
+      });
+    const [one, another] = [ours.issue(['operator']), theirs.issue(['operator'])];
+    expect([await statusWith(one), await statusWith(another)]).toEqual([200, 401]);
+
+    await put('clients', theirs.ca);
+    await until(async () => (await statusWith(another)) === 200);
+    expect(await statusWith(one)).toBe(401);
+    await other.close();
   });
 });
 

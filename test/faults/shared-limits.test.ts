@@ -2,75 +2,38 @@
  * Two proxies behind one address that share a real Redis: their limits together, and what becomes of them when it is gone,
  * slow, full, restarted or talks nonsense. Logins never fail for it.
  */
-import type pg from 'pg';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
-import { createProxy, parseConfig, type Proxy } from '../../src/proxy.ts';
-import { recordedLogger } from '../support/logger.ts';
+import { digest } from '../../src/limits/setbacks.ts';
 import { hasRedis, TestRedis } from '../support/redis.ts';
 import { startStack, until, type Stack } from '../support/stack.ts';
-
-const SECRET = 'what-all-proxies-have-in-common-0123456789';
+import { Company, SHARED_SECRET } from './company.ts';
 
 describe.runIf(hasRedis)('two proxies with one store', () => {
   let stack: Stack;
   let redis: TestRedis;
-  let proxies: { proxy: Proxy; port: number; log: Record<string, unknown>[] }[];
-  const clients: pg.Client[] = [];
+  let company: Company;
 
   beforeAll(async () => {
     stack = await startStack({ slots: 40 });
-    process.env['PGJOT_TEST_REDIS_SECRET'] = SECRET;
   });
   afterAll(() => stack.close());
 
   beforeEach(async () => {
     redis = await TestRedis.start();
-    process.env['PGJOT_TEST_REDIS_URL'] = redis.url;
-    proxies = [];
+    company = new Company(stack, redis);
   });
   afterEach(async () => {
-    await Promise.all(clients.splice(0).map((client) => client.end().catch(() => {})));
-    await Promise.all(proxies.map(({ proxy }) => proxy.close()));
+    await company[Symbol.asyncDispose]();
     await redis[Symbol.asyncDispose]();
   });
 
-  /** Starts another proxy with these limits, and waits until it has given a sign of life to the store. */
-  async function start(limits: object): Promise<void> {
-    const log: Record<string, unknown>[] = [];
-    const store = {
-      redis: {
-        url: { env: 'PGJOT_TEST_REDIS_URL' },
-        secret: { env: 'PGJOT_TEST_REDIS_SECRET' },
-        timeoutMs: 2_000,
-      },
-    };
-    const proxy = createProxy(parseConfig({ ...stack.config, limits: { store, ...limits } }), {
-      logger: recordedLogger((line) => void log.push(JSON.parse(line))),
-    });
-    const { port } = await proxy.start();
-    proxies.push({ proxy, port, log });
-    await until(() =>
-      redis
-        .run(async (client) => (await client.keys('pgjot:alive:*')).length >= proxies.length)
-        .catch(() => true),
-    );
-  }
-
-  async function login(index: number, sub = 'alice', password?: string): Promise<string> {
-    const { port } = proxies[index] as (typeof proxies)[number];
-    try {
-      clients.push(await stack.connect(sub, { port, ...(password !== undefined && { password }) }));
-      return 'in';
-    } catch (error) {
-      return (error as { code: string }).code;
-    }
-  }
-  const logged = (index: number, event: string) =>
-    until(() => proxies[index]?.log.some((line) => line['event'] === event));
-  const leaveAll = async () => {
-    await Promise.all(clients.splice(0).map((client) => client.end()));
-    await until(() => proxies.every(({ proxy }) => proxy.counts().clients === 0));
+  const start = async (limits: object) => {
+    await company.start(limits);
+    await company.alive();
   };
+  const login = (...given: Parameters<Company['login']>) => company.login(...given);
+  const logged = (...given: Parameters<Company['logged']>) => company.logged(...given);
+  const leaveAll = () => company.leaveAll();
 
   it('count clients of an address, and of a subject, together; and those of neither when they have left', async () => {
     const limits = { maxClientsPerAddress: 4, maxClientsPerSubject: 2 };
@@ -170,8 +133,8 @@ describe.runIf(hasRedis)('two proxies with one store', () => {
       'in',
       '53300',
     ]);
-    await clients.pop()?.end();
-    await clients.pop()?.end();
+    await company.leave();
+    await company.leave();
 
     await redis.start();
     await logged(0, 'limit_store_back');
@@ -250,6 +213,9 @@ describe.runIf(hasRedis)('two proxies with one store', () => {
     const bad = `${(await stack.token('mallory')).slice(0, -8)}AAAAAAAA`;
     await login(0, 'marked-subject');
     await login(0, 'x', bad);
+    await until(() =>
+      redis.run(async (client) => (await client.keys('pgjot:setback:*')).length > 0),
+    );
 
     const everything = await redis.run(async (client) => {
       const names = await client.keys('*');
@@ -261,9 +227,10 @@ describe.runIf(hasRedis)('two proxies with one store', () => {
       return JSON.stringify([names, values]);
     });
     expect(everything).toContain('pgjot:subject:');
-    for (const mark of ['127.0.0.1', 'marked-subject', stack.issuer.url, SECRET]) {
+    const guess = digest(stack.issuer.url);
+    for (const mark of ['127.0.0.1', 'marked-subject', stack.issuer.url, guess, SHARED_SECRET]) {
       expect(everything).not.toContain(mark);
     }
-    expect(JSON.stringify(proxies[0]?.log)).not.toContain(SECRET);
+    expect(JSON.stringify(company.members[0]?.log)).not.toContain(SHARED_SECRET);
   });
 });

@@ -22,8 +22,8 @@ export interface Certificate {
 /** A certification authority of the test's own. */
 export interface Authority {
   readonly ca: string;
-  /** A server certificate for these DNS names and IPv4 addresses; default: localhost and 127.0.0.1. */
-  issue(names?: readonly string[]): Certificate;
+  /** A server certificate for these DNS names and IPv4 addresses; default: localhost and 127.0.0.1, for 30 days. */
+  issue(names?: readonly string[], expiresAt?: number): Certificate;
 }
 
 const OID = {
@@ -108,7 +108,7 @@ export function createAuthority(signing: Signing = 'ecdsa-sha256'): Authority {
   });
   return {
     ca,
-    issue(names = ['localhost', '127.0.0.1']) {
+    issue(names = ['localhost', '127.0.0.1'], expiresAt) {
       const leaf = ecKeys();
       recordKey('key of a certificate', leaf.privateKey);
       const cert = certificate({
@@ -118,6 +118,7 @@ export function createAuthority(signing: Signing = 'ecdsa-sha256'): Authority {
         subject: names[0] ?? 'localhost',
         publicKey: leaf.publicKey,
         extensions: [extension(OID.subjectAltName, sequence(...names.map(alternativeName)))],
+        ...(expiresAt !== undefined && { expiresAt }),
       });
       return { cert, key: leaf.privateKey.export({ type: 'pkcs8', format: 'pem' }).toString() };
     },
@@ -131,6 +132,7 @@ function certificate(given: {
   subject: string;
   publicKey: KeyObject;
   extensions: Buffer[];
+  expiresAt?: number;
 }): string {
   const { identifier, hash, pss: padded } = given.algorithm;
   const serial = createHash('sha256').update(randomBytes(16)).digest().subarray(0, 8);
@@ -140,7 +142,7 @@ function certificate(given: {
     der(0x02, Buffer.concat([Buffer.from([1]), serial])),
     identifier,
     distinguishedName(given.issuer),
-    sequence(time(Date.now() - DAY_MS), time(Date.now() + 30 * DAY_MS)),
+    sequence(time(Date.now() - DAY_MS), time(given.expiresAt ?? Date.now() + 30 * DAY_MS)),
     distinguishedName(given.subject),
     given.publicKey.export({ type: 'spki', format: 'der' }),
     der(0xa3, sequence(...given.extensions)),
