@@ -1,9 +1,15 @@
 /**
  * Cancel requests among several proxies behind one address: one that arrives at the wrong proxy is asked of all the others.
  *
- * Over the shared store, by publish and subscribe. A request travels encrypted with a key of the store's secret, so that
- * whoever can read there learns no cancel key, and whoever can write there can cancel nothing. The client's own connection
- * stays open until the answer, as it must, and is told nothing.
+ *   asking: call ──▶ all          somebody wants a session cancelled
+ *           ◀── ticket            from each: good for one request, for five seconds by the clock of who gave it
+ *           request ──▶ each      the cancel key, with that one's ticket
+ *           ◀── answer            whether it was for a session of its own
+ *
+ * Over the shared store, by publish and subscribe. All travels encrypted with a key of the store's secret, so that whoever can
+ * read there learns no cancel key, and whoever can write there can cancel nothing: not by sending again what was overheard, nor
+ * by holding it back until the session runs something else. The client's own connection stays open until the answer, as it
+ * must, and is told nothing.
  */
 import { createCipheriv, createDecipheriv, randomBytes } from 'node:crypto';
 import type { RedisLink } from './redis-link.ts';
@@ -22,24 +28,34 @@ const CHANNEL = 'pgjot:cancel';
 const ANSWER_MS = 12_000;
 // Each holds a socket, or a question: more at once is an attack.
 const MAX_UNDER_WAY = 1_024;
-// How far the clocks of two proxies may be apart, and how long a request could be sent again.
-const FRESH_MS = 60_000;
-const MAX_REMEMBERED = 10_000;
+// For a message there and another one back.
+const TICKET_MS = 5_000;
+// Of each proxy; beyond them the oldest are good no more.
+const MAX_TICKETS = 10_000;
 const CIPHER = 'aes-256-gcm';
 const NONCE_BYTES = 12;
 const TAG_BYTES = 16;
 
-type Message =
-  | {
-      readonly id: string;
-      readonly from: string;
-      readonly at: number;
-      readonly processId: number;
-      readonly secretKey: string;
-    }
-  | { readonly id: string; readonly found: boolean };
+type Call = { readonly what: 'call'; readonly id: string; readonly from: string };
+type Ticket = {
+  readonly what: 'ticket';
+  readonly id: string;
+  readonly from: string;
+  readonly ticket: string;
+};
+type Request = {
+  readonly what: 'request';
+  readonly id: string;
+  readonly from: string;
+  readonly ticket: string;
+  readonly processId: number;
+  readonly secretKey: string;
+};
+type Answer = { readonly what: 'answer'; readonly id: string; readonly found: boolean };
+type Message = Call | Ticket | Request | Answer;
 
 interface Open {
+  readonly key: ForeignKey;
   /** How many will answer, once that is known; answers may come before. */
   others: number | undefined;
   answers: number;
@@ -52,10 +68,8 @@ export class CancelExchange {
   readonly #forward: ForwardOwn;
   readonly #key: Buffer;
   readonly #open = new Map<string, Open>();
-  /** Requests that have been seen, and when they were made, so that nobody sends one twice; the oldest first. */
-  readonly #seen = new Map<string, number>();
-  /** When the youngest was made of those that have been forgotten again: whatever is no younger may be one of them. */
-  #forgottenUntil = 0;
+  /** Until when tickets are good that we gave out; the oldest first. */
+  readonly #tickets = new Map<string, number>();
   #serving = 0;
 
   constructor(link: RedisLink, forward: ForwardOwn) {
@@ -70,25 +84,17 @@ export class CancelExchange {
     subscriber.on('ready', () => {
       subscriber.subscribe(CHANNEL, `${CHANNEL}:${proxy}`).catch(() => {});
     });
-    subscriber.on('message', (channel: string, text: string) => {
+    subscriber.on('message', (_channel: string, text: string) => {
       const message = this.#unseal(text);
-      if (message === undefined) return;
-      if ('found' in message) this.#onAnswer(message);
-      else if (channel === CHANNEL) void this.#onRequest(message);
+      if (message !== undefined) this.#onMessage(message);
     });
   }
 
   /** Asks the other proxies; resolves with whether it was for a session of one, when that has been done. Never rejects. */
-  async ask({ processId, secretKey }: ForeignKey): Promise<boolean> {
+  async ask(key: ForeignKey): Promise<boolean> {
     if (this.#open.size >= MAX_UNDER_WAY) return false;
     const id = randomBytes(9).toString('base64url');
-    const request = {
-      id,
-      from: this.#link.proxy,
-      at: Date.now(),
-      processId,
-      secretKey: secretKey.toString('hex'),
-    };
+    const call: Call = { what: 'call', id, from: this.#link.proxy };
     return new Promise((resolve) => {
       const settle = (found: boolean) => {
         clearTimeout(timer);
@@ -96,10 +102,10 @@ export class CancelExchange {
         resolve(found);
       };
       const timer = setTimeout(() => settle(false), ANSWER_MS);
-      const open: Open = { others: undefined, answers: 0, settle };
+      const open: Open = { key, others: undefined, answers: 0, settle };
       this.#open.set(id, open);
       this.#link
-        .ask((redis) => redis.publish(CHANNEL, this.#seal(request)))
+        .ask((redis) => redis.publish(CHANNEL, this.#seal(call)))
         .then((receivers) => {
           // One of them is this proxy.
           open.others = receivers - 1;
@@ -113,18 +119,49 @@ export class CancelExchange {
     for (const { settle } of this.#open.values()) settle(false);
   }
 
-  #onAnswer({ id, found }: { readonly id: string; readonly found: boolean }): void {
-    const open = this.#open.get(id);
-    if (open === undefined) return;
-    if (found) return open.settle(true);
-    open.answers++;
-    settleIfAnswered(open);
+  #onMessage(message: Message): void {
+    switch (message.what) {
+      case 'call':
+        return this.#onCall(message);
+      case 'ticket':
+        return this.#onTicket(message);
+      case 'request':
+        return void this.#onRequest(message);
+      case 'answer':
+        return this.#onAnswer(message);
+      default:
+        return message satisfies never;
+    }
   }
 
-  async #onRequest(request: Exclude<Message, { found: boolean }>): Promise<void> {
-    const { id, from, at, processId, secretKey } = request;
+  #onCall({ id, from }: Call): void {
     if (from === this.#link.proxy) return;
-    if (!this.#isNew(id, at)) return;
+    const ticket = randomBytes(12).toString('base64url');
+    this.#tickets.set(ticket, performance.now() + TICKET_MS);
+    if (this.#tickets.size > MAX_TICKETS) {
+      this.#tickets.delete(this.#tickets.keys().next().value as string);
+    }
+    this.#tell(from, { what: 'ticket', id, from: this.#link.proxy, ticket });
+  }
+
+  #onTicket({ id, from, ticket }: Ticket): void {
+    const key = this.#open.get(id)?.key;
+    if (key === undefined) return;
+    const secretKey = key.secretKey.toString('hex');
+    const { processId } = key;
+    const request: Request = {
+      what: 'request',
+      id,
+      from: this.#link.proxy,
+      ticket,
+      processId,
+      secretKey,
+    };
+    this.#tell(from, request);
+  }
+
+  async #onRequest({ id, from, ticket, processId, secretKey }: Request): Promise<void> {
+    if (!this.#isGood(ticket)) return;
     let found = false;
     if (this.#serving < MAX_UNDER_WAY) {
       this.#serving++;
@@ -132,21 +169,27 @@ export class CancelExchange {
       found = await this.#forward(key).catch(() => false);
       this.#serving--;
     }
-    const answer = this.#seal({ id, found });
-    await this.#link.ask((redis) => redis.publish(`${CHANNEL}:${from}`, answer)).catch(() => {});
+    this.#tell(from, { what: 'answer', id, found });
   }
 
-  /** Attack: a request that was overheard is sent again, to cancel what its session runs now; perhaps behind ten thousand others. */
-  #isNew(id: string, at: number): boolean {
-    if (Math.abs(Date.now() - at) > FRESH_MS || at <= this.#forgottenUntil) return false;
-    if (this.#seen.has(id)) return false;
-    this.#seen.set(id, at);
-    if (this.#seen.size > MAX_REMEMBERED) {
-      const [oldest, madeAt] = this.#seen.entries().next().value as [string, number];
-      this.#seen.delete(oldest);
-      this.#forgottenUntil = Math.max(this.#forgottenUntil, madeAt);
-    }
-    return true;
+  /** Attack: what was overheard or held back is sent when its session runs something else. */
+  #isGood(ticket: string): boolean {
+    const until = this.#tickets.get(ticket) ?? 0;
+    this.#tickets.delete(ticket);
+    return performance.now() < until;
+  }
+
+  #onAnswer({ id, found }: Answer): void {
+    const open = this.#open.get(id);
+    if (open === undefined) return;
+    if (found) return open.settle(true);
+    open.answers++;
+    settleIfAnswered(open);
+  }
+
+  #tell(proxy: string, message: Message): void {
+    const text = this.#seal(message);
+    this.#link.ask((redis) => redis.publish(`${CHANNEL}:${proxy}`, text)).catch(() => {});
   }
 
   #seal(message: Message): string {

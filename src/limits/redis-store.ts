@@ -3,14 +3,14 @@
  *
  *   pgjot:alive:PROXY       there for 15 s after each sign of life; who has none counts no more
  *   pgjot:address:HASH      a hash: how many clients each proxy has from there; pgjot:subject:HASH likewise
- *   pgjot:setback:HASH      a hash: failures by issuer, and when the last one was
+ *   pgjot:setback:HASH      a hash: failures by issuer, encrypted, and when the last one was
  *   pgjot:rate:…            rate-limiter-flexible's
  *
  * Each proxy's own count is its own truth: it tells the store the number, never a difference, so that nothing drifts when an
  * answer is lost, and tells it all again when the store has forgotten. While it does not answer each proxy counts alone; what
  * it could not tell then leaves the store with its name: it takes another one, under which it tells everything.
  */
-import { randomBytes } from 'node:crypto';
+import { createCipheriv, createDecipheriv, randomBytes } from 'node:crypto';
 import { RateLimiterRedis } from 'rate-limiter-flexible';
 import type { Config } from '../config.ts';
 import type { LedgerStore } from './ledger.ts';
@@ -73,6 +73,9 @@ return failures`;
 
 const AT = `${NOW}
 return {string.format('%.0f', now), redis.call('HGETALL', KEYS[1])}`;
+
+// One block of it is a permutation that only our key gives.
+const BLOCK = 'aes-256-ecb';
 
 /** The store. `open` it when the proxy starts, and `close` it when it ends. */
 export class RedisStore implements LedgerStore {
@@ -210,31 +213,51 @@ class SharedSetbacks implements Setbacks {
 
   async at(address: string): Promise<readonly Wait[]> {
     const answer = this.#link.ask((redis) => redis.eval(AT, 1, this.#nameOf(address)));
-    return answer.then((said) => this.#read(said)).catch(() => this.#own.at(address));
+    return answer.then((said) => this.#read(address, said)).catch(() => this.#own.at(address));
   }
 
   failed(address: string, issuer: string): void {
     this.#own.failed(address, issuer);
     const name = this.#nameOf(address);
+    const field = this.#veil(address, issuer);
     const ms = memoryMs(this.#rules());
-    this.#link.ask((redis) => redis.eval(FAILED, 1, name, issuer, OTHERS, ms)).catch(() => {});
+    this.#link.ask((redis) => redis.eval(FAILED, 1, name, field, OTHERS, ms)).catch(() => {});
   }
 
   succeeded(address: string, issuer: string): void {
     this.#own.succeeded(address, issuer);
-    this.#link.ask((redis) => redis.hdel(this.#nameOf(address), issuer)).catch(() => {});
+    const field = this.#veil(address, issuer);
+    this.#link.ask((redis) => redis.hdel(this.#nameOf(address), field)).catch(() => {});
   }
 
   #nameOf(address: string): string {
     return this.#link.nameOf('setback', address);
   }
 
+  /** An issuer's digest as the store has it: by the digest itself, who reads there could tell whose it is. */
+  #veil(address: string, issuer: string): string {
+    if (issuer === OTHERS) return OTHERS;
+    const cipher = createCipheriv(BLOCK, this.#keyFor(address), null).setAutoPadding(false);
+    return cipher.update(issuer, 'hex', 'base64url');
+  }
+
+  #unveil(address: string, field: string): string {
+    if (field === OTHERS) return OTHERS;
+    const cipher = createDecipheriv(BLOCK, this.#keyFor(address), null).setAutoPadding(false);
+    return cipher.update(field, 'base64url', 'hex');
+  }
+
+  #keyFor(address: string): Buffer {
+    return this.#link.keyFor(`issuers at ${address}`);
+  }
+
   /** @throws {TypeError} where that is nothing that we have written. */
-  #read(said: unknown): Wait[] {
+  #read(address: string, said: unknown): Wait[] {
     const [now, fields] = said as [string, string[]];
     const rules = this.#rules();
     return Array.from({ length: fields.length / 2 }, (_, index) => {
-      const [issuer = '', value = ''] = fields.slice(2 * index);
+      const [field = '', value = ''] = fields.slice(2 * index);
+      const issuer = this.#unveil(address, field);
       const [failures = NaN, lastAt = NaN] = value.split(':').map(Number);
       const leftMs = lastAt + waitAfter(failures, rules) - Number(now);
       if (Number.isNaN(leftMs)) throw new TypeError('not a setback');

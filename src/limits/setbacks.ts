@@ -38,9 +38,9 @@ const MAX_ADDRESSES = 10_000;
 // Twice the longest wait, and at least so long.
 const MIN_MEMORY_MS = 600_000;
 
-/** A key for what a token names: of a fixed length, whatever a stranger writes there. */
+/** A key for what a token names: 16 bytes, whatever a stranger writes there. */
 export function digest(name: string): string {
-  return hash('sha256', name, 'base64url').slice(0, 22);
+  return hash('sha256', name, 'hex').slice(0, 32);
 }
 
 /** How long to wait after so many failures, in ms. */
