@@ -30,6 +30,8 @@ export interface Readiness {
   readonly reasons: readonly Obstacle[];
   /** What is wrong, whether or not that makes it unready. */
   readonly troubles: readonly Trouble[];
+  /** How long ago several workers were asked. */
+  readonly ageMs?: number;
 }
 
 /** What readiness depends on. */
@@ -90,48 +92,70 @@ function causeOf(error: ProxyError): string {
   return explain(error).cause ?? error.message;
 }
 
-// Whoever asks more often, and anybody may, costs the upstream nothing more.
+// Whoever asks more often, and anybody may, costs nobody anything more.
 const FRESH_MS = 1_000;
 // A load balancer waits for a second, as a rule.
 const WAIT_MS = 700;
 // For so long what was found last is believed of an upstream that has not answered yet.
 const BELIEVED_MS = 10_000;
 
-/** Asks one upstream whether it is there, at most once at a time and once a second, however often that is wanted. */
+/** Something that takes a while to find out, which happens once at a time and once a second, however often it is wanted. */
+export class Finding<Found> {
+  readonly #find: () => Promise<Found>;
+  #finding: Promise<void> | undefined;
+  #last: { readonly at: number; readonly found: Found } | undefined;
+
+  /** `find` does not reject. */
+  constructor(find: () => Promise<Found>) {
+    this.#find = find;
+  }
+
+  /** What was found last, and when that was begun. */
+  get last(): { readonly ageMs: number; readonly found: Found } | undefined {
+    if (this.#last === undefined) return undefined;
+    const { at, found } = this.#last;
+    return { ageMs: performance.now() - at, found };
+  }
+
+  /** Resolves when what was found last is fresh. */
+  async refresh(): Promise<void> {
+    if (this.#last !== undefined && performance.now() - this.#last.at < FRESH_MS) return;
+    this.#finding ??= this.#findOut().finally(() => {
+      this.#finding = undefined;
+    });
+    await this.#finding;
+  }
+
+  async #findOut(): Promise<void> {
+    const at = performance.now();
+    this.#last = { found: await this.#find(), at };
+  }
+}
+
+/** Asks one upstream whether it is there. */
 export class Probe {
-  readonly #ask: () => Promise<void>;
-  #asking: Promise<void> | undefined;
-  #last: { readonly at: number; readonly error: ProxyError | undefined } | undefined;
+  readonly #finding: Finding<ProxyError | undefined>;
 
   /** `ask` rejects when it is not. */
   constructor(ask: () => Promise<void>) {
-    this.#ask = ask;
+    this.#finding = new Finding(() =>
+      ask().then(
+        () => undefined,
+        (thrown: unknown) => ProxyError.from(thrown),
+      ),
+    );
   }
 
   /** Why it is not there; undefined when it is. Resolves within a second. */
   async check(): Promise<ProxyError | undefined> {
-    const last = this.#last;
-    if (last !== undefined && performance.now() - last.at < FRESH_MS) return last.error;
-    this.#asking ??= this.#find().finally(() => {
-      this.#asking = undefined;
-    });
     let timer: NodeJS.Timeout | undefined;
     const waited = new Promise<void>((resolve) => {
       timer = setTimeout(resolve, WAIT_MS);
     });
-    await Promise.race([this.#asking, waited]);
+    await Promise.race([this.#finding.refresh(), waited]);
     clearTimeout(timer);
-    if (this.#last !== undefined && performance.now() - this.#last.at < BELIEVED_MS) {
-      return this.#last.error;
-    }
+    const { last } = this.#finding;
+    if (last !== undefined && last.ageMs < BELIEVED_MS) return last.found;
     return new ProxyError('upstream_unreachable', { cause: new Error('it has not answered yet') });
-  }
-
-  async #find(): Promise<void> {
-    const error = await this.#ask().then(
-      () => undefined,
-      (thrown: unknown) => ProxyError.from(thrown),
-    );
-    this.#last = { at: performance.now(), error };
   }
 }

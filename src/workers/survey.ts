@@ -1,13 +1,14 @@
 /**
  * What all workers together show of themselves, and do when an administrator says so: sums and lists, in which it is said who has not answered.
  *
- * A worker that hangs holds nobody up for longer than two seconds.
+ * A worker that hangs holds nobody up for longer than two seconds. Whether it is ready anybody may ask, so that workers are asked
+ * that once a second at most.
  */
 import type { Joint, Operations } from '../admin/routes.ts';
 import type { Config } from '../config.ts';
 import { mergePools, type PoolDescription, type ProviderDescription } from '../inspection.ts';
 import type { Reconnected } from '../overview.ts';
-import { mergeReadiness, type Circumstances, type Readiness } from '../readiness.ts';
+import { Finding, mergeReadiness, type Circumstances, type Readiness } from '../readiness.ts';
 import { mergePages, type SessionPage } from '../roster.ts';
 import type { Crew } from './crew.ts';
 import type { Order } from './messages.ts';
@@ -34,16 +35,22 @@ export function createSurvey(
     const { answers, unanswered } = await crew.poll(order, ms);
     return { all: answers, unanswered };
   };
+  const readiness = new Finding<Readiness>(async () => {
+    const { all, unanswered } = await ask({ what: 'readiness' }, READINESS_MS);
+    const { troubles, ...merged } = mergeReadiness(
+      all.map(({ worker, value }) => ({ worker, readiness: value as Readiness })),
+    );
+    const silent = unanswered.map((worker) => ({ worker, cause: 'it has not answered' }));
+    return { ...merged, troubles: [...troubles, ...silent] };
+  });
   return {
     async readiness() {
-      const now = phase();
-      if (now !== 'serving') return { ready: false, reasons: [now], troubles: [] };
-      const { all, unanswered } = await ask({ what: 'readiness' }, READINESS_MS);
-      const { troubles, ...merged } = mergeReadiness(
-        all.map(({ worker, value }) => ({ worker, readiness: value as Readiness })),
-      );
-      const silent = unanswered.map((worker) => ({ worker, cause: 'it has not answered' }));
-      return { ...merged, troubles: [...troubles, ...silent] };
+      if (phase() === 'serving') await readiness.refresh();
+      // It may be draining by now.
+      const [now, { last }] = [phase(), readiness];
+      if (now === 'serving' && last !== undefined)
+        return { ...last.found, ageMs: Math.round(last.ageMs) };
+      return { ready: false, reasons: [now === 'serving' ? 'starting' : now], troubles: [] };
     },
     async sessions(query) {
       const { all, unanswered } = await ask({ what: 'sessions', query });
