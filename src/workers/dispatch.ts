@@ -15,9 +15,9 @@ export interface Taker {
   take(client: Socket): void;
 }
 
-/** How many sockets may be open at once, and for how long one may wait for a worker. */
+/** How many may wait for a worker, of whom nobody else knows yet, and for how long. */
 export interface DispatchLimits {
-  readonly maxSockets: number;
+  readonly maxWaiting: number;
   readonly patienceMs: number;
 }
 
@@ -38,9 +38,9 @@ export class Dispatch {
 
   /** A client has come. */
   onArrival(client: Socket): void {
-    const { maxSockets, patienceMs } = this.#limits();
-    const open = [...this.#takers].reduce((sum, taker) => sum + taker.open, this.#waiting.size);
-    if (open >= maxSockets) {
+    const { maxWaiting, patienceMs } = this.#limits();
+    // A worker says whom it has before it is free again: of all others the ledger knows.
+    if (this.#waiting.size >= maxWaiting) {
       client.destroy();
       return;
     }

@@ -88,7 +88,7 @@ export function createWorkers(
   const { ledger } = sharing;
   const desk = new LedgerDesk(ledger);
   const dispatch = new Dispatch(() => ({
-    maxSockets: config.limits.maxClients + config.limits.maxUnauthenticated,
+    maxWaiting: config.limits.maxUnauthenticated,
     patienceMs: config.limits.loginTimeoutMs,
   }));
   const address = (): Address => addressOf(server as Server);

@@ -101,7 +101,7 @@ describe('clients', () => {
 
   it('go to the worker that has fewest, wait while none is free, and are sent away when that takes too long', () => {
     vi.useFakeTimers();
-    const dispatch = new Dispatch(() => ({ maxSockets: 6, patienceMs: 1_000 }));
+    const dispatch = new Dispatch(() => ({ maxWaiting: 2, patienceMs: 1_000 }));
     const [one, two] = [new Worker(), new Worker()];
     const clients = Array.from({ length: 7 }, clientOf);
     const arrive = (index: number) => dispatch.onArrival(clients[index] as Socket);
@@ -123,7 +123,7 @@ describe('clients', () => {
     arrive(4);
     arrive(5);
     expect(dispatch.waiting).toBe(2);
-    // One more than there may be.
+    // One more than may wait.
     arrive(6);
     expect(clients.map(({ destroyed }) => destroyed)).toEqual([
       false,
@@ -150,7 +150,7 @@ describe('clients', () => {
   });
 
   it('are given to no worker that is gone, and all who wait are sent away at the end', () => {
-    const dispatch = new Dispatch(() => ({ maxSockets: 6, patienceMs: 60_000 }));
+    const dispatch = new Dispatch(() => ({ maxWaiting: 2, patienceMs: 60_000 }));
     const gone = new Worker();
     dispatch.add(gone);
     dispatch.remove(gone);
