@@ -238,13 +238,13 @@ class SharedSetbacks implements Setbacks {
   #veil(address: string, issuer: string): string {
     if (issuer === OTHERS) return OTHERS;
     const cipher = createCipheriv(BLOCK, this.#keyFor(address), null).setAutoPadding(false);
-    return cipher.update(issuer, 'hex', 'base64url');
+    return cipher.update(Buffer.from(issuer, 'hex')).toString('base64url');
   }
 
   #unveil(address: string, field: string): string {
     if (field === OTHERS) return OTHERS;
     const cipher = createDecipheriv(BLOCK, this.#keyFor(address), null).setAutoPadding(false);
-    return cipher.update(field, 'base64url', 'hex');
+    return cipher.update(Buffer.from(field, 'base64url')).toString('hex');
   }
 
   #keyFor(address: string): Buffer {

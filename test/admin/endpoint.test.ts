@@ -161,7 +161,7 @@ describe('the endpoint', () => {
     const config = { host: '127.0.0.1', port: 0 };
     const metrics = async () => ({ contentType: 'text/x', text: 'x'.repeat(50_000_000) });
     const routes = createRoutes({ ...recording([]), metrics });
-    const other = await startAdmin(config, readCredentials(config), routes, recordedLogger(), 500);
+    const other = await startAdmin(config, readCredentials(config), routes, LOGGER, 500);
     const idler = connect(other.port, '127.0.0.1');
     const gone = new Promise((resolve) => idler.on('error', () => {}).once('close', resolve));
     idler.write('GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n');

@@ -13,7 +13,7 @@ import { deriveIdentityKey, derivePassword } from '../../src/session-sql/credent
 import { exitOf, printed, runCli, startCli } from '../support/cli.ts';
 import { LeakSearch, type Secret } from '../support/leaks.ts';
 import { privateMembers, recordSecret, recordUpstreamSecret } from '../support/record.ts';
-import { freePort } from '../workers/fleet.ts';
+import { freePort } from '../support/sockets.ts';
 import { SECRET, startStack, until, type Stack } from '../support/stack.ts';
 
 const NEW_SECRET = 'another-secret-for-tests-of-at-least-32-characters';

@@ -3,6 +3,7 @@ import type pg from 'pg';
 import type { ConfigInput } from '../../src/config.ts';
 import { createProxy, parseConfig, type Proxy } from '../../src/proxy.ts';
 import { recordedLogger } from '../support/logger.ts';
+import { recordSecret } from '../support/record.ts';
 import type { TestRedis } from '../support/redis.ts';
 import { until, type Stack } from '../support/stack.ts';
 
@@ -28,6 +29,7 @@ export class Company implements AsyncDisposable {
   constructor(stack: Stack, redis: TestRedis, url = redis.url) {
     this.#stack = stack;
     this.#redis = redis;
+    recordSecret('secret of a store', SHARED_SECRET);
     process.env['PGJOT_TEST_REDIS_SECRET'] = SHARED_SECRET;
     process.env['PGJOT_TEST_REDIS_URL'] = url;
   }

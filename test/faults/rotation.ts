@@ -7,6 +7,7 @@ import { expect } from 'vitest';
 import { parseConfig, type ConfigInput } from '../../src/proxy.ts';
 import { derivePassword } from '../../src/session-sql/credentials.ts';
 import { runCli, type CliResult } from '../support/cli.ts';
+import { recordUpstreamSecret } from '../support/record.ts';
 import { SECRET, startStack, until, type Stack, type StackOptions } from '../support/stack.ts';
 
 export const NEW_SECRET = 'the-new-secret-for-tests-of-at-least-32-characters';
@@ -27,6 +28,7 @@ export class Scene {
 
   static async start(options: StackOptions): Promise<Scene> {
     const scene = new Scene(await startStack(options));
+    recordUpstreamSecret(NEW_SECRET, { authenticated: { slots: options.slots ?? 20 } });
     await writeFile(scene.newFile, NEW_SECRET, { mode: 0o600 });
     return scene;
   }

@@ -10,6 +10,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from
 import type { ConfigError } from '../../src/errors.ts';
 import { cancel } from '../e2e/raw-client.ts';
 import { createAuthority } from '../support/certificate.ts';
+import { recordSecret } from '../support/record.ts';
 import { freePort } from '../support/sockets.ts';
 import { hasRedisTls, TestRedis } from '../support/redis.ts';
 import { startStack, type Stack } from '../support/stack.ts';
@@ -32,6 +33,7 @@ describe.runIf(hasRedisTls)('a store over TLS', () => {
   let company: Company;
 
   beforeAll(async () => {
+    recordSecret('password of a store', PASSWORD);
     stack = await startStack();
   });
   afterAll(() => stack.close());
