@@ -20,7 +20,7 @@ import { plan, run, type Script } from './script.ts';
  * The version of the SQL objects, which `pgjot.version()` returns. It grows whenever the objects change, so
  * that `pgjot doctor` can tell who must run `pgjot setup` again.
  */
-export const SESSION_SQL_VERSION = 3;
+export const SESSION_SQL_VERSION = 4;
 
 /** What to install. `roles` is the whole list: slots that it no longer names are retired. */
 export interface InstallOptions {

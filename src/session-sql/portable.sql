@@ -707,7 +707,7 @@ BEGIN
 END
 $$;
 
--- The claims of this backend's identity, or NULL. Everything else reads through it.
+-- The claims of this backend's identity, or NULL. Everything else reads through pgjot.claims().
 --
 -- It takes no argument, and what it looks at (pid, peer address, clock, an owner-only table) no client can
 -- set. A row that an earlier backend with this pid left behind cannot match: over TCP its client's address
@@ -717,36 +717,66 @@ $$;
 -- STABLE: cached plans ask again at each execution. RESTRICTED: a parallel worker has another pid.
 -- enable_seqscan: the plan is cached, perhaps while the table has one page, and used when it has a hundred.
 -- Two queries, because a new backend, and one after DISCARD ALL, plans what it executes, and pgjot.backends() is dear to plan.
-CREATE OR REPLACE FUNCTION pgjot.claims() RETURNS jsonb
-LANGUAGE plpgsql STABLE PARALLEL RESTRICTED SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+DO $claims$
 DECLARE
-  found_claims jsonb;
+  -- Since version 18 the plans of SQL functions are cached as well. There the usual case is one, parsed here and now: a new
+  -- backend has neither to load PL/pgSQL nor to parse anything, and spends a millisecond less on its first look.
+  in_sql constant bool := current_setting('server_version_num')::int4 >= 180000;
 BEGIN
-  IF pg_is_in_recovery() THEN
-    RETURN pgjot.signed_claims();
+  EXECUTE format($create$
+    CREATE OR REPLACE FUNCTION pgjot.%I() RETURNS jsonb
+    LANGUAGE plpgsql STABLE PARALLEL RESTRICTED SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+    DECLARE
+      found_claims jsonb;
+    BEGIN
+      IF pg_is_in_recovery() THEN
+        RETURN pgjot.signed_claims();
+      END IF;
+      IF inet_client_addr() IS NOT NULL THEN
+        SELECT s.claims INTO found_claims FROM pgjot.session s
+         WHERE s.pid = pg_backend_pid()
+           AND s.expires_at > clock_timestamp()
+           AND s.client_addr = inet_client_addr()
+           AND s.client_port = inet_client_port();
+      ELSE
+        SELECT s.claims INTO found_claims FROM pgjot.session s
+         WHERE s.pid = pg_backend_pid()
+           AND s.expires_at > clock_timestamp()
+           AND s.client_addr IS NULL
+           AND s.backend_start = (SELECT b.started FROM pgjot.backends(s.pid) b);
+      END IF;
+      -- Where its standby was promoted, a session has lost its identity. Better an error than a table that looks empty.
+      IF found_claims IS NULL AND current_setting('pgjot.identity', true) <> '' THEN
+        RAISE EXCEPTION 'pgjot: this server is no standby any more, and the session has no identity' USING ERRCODE = '55000',
+          HINT = 'Reconnect.';
+      END IF;
+      RETURN found_claims;
+    END
+    $$
+  $create$, CASE WHEN in_sql THEN 'claims_otherwise' ELSE 'claims' END);
+
+  IF in_sql THEN
+    -- Not IMMUTABLE, strictly speaking, but asked while claims() is planned: on a standby an unlogged table must not even be
+    -- planned for. No primary becomes a standby while a session lasts, and what a promoted standby has planned asks PL/pgSQL.
+    CREATE OR REPLACE FUNCTION pgjot.is_standby() RETURNS bool
+    LANGUAGE sql IMMUTABLE PARALLEL RESTRICTED RETURN current_setting('in_hot_standby') = 'on';
+
+    CREATE OR REPLACE FUNCTION pgjot.claims() RETURNS jsonb
+    LANGUAGE sql STABLE PARALLEL RESTRICTED SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+    RETURN CASE WHEN pgjot.is_standby() THEN pgjot.claims_otherwise()
+                ELSE coalesce((SELECT s.claims FROM pgjot.session s
+                                WHERE s.pid = pg_backend_pid()
+                                  AND s.expires_at > clock_timestamp()
+                                  AND s.client_addr = inet_client_addr()
+                                  AND s.client_port = inet_client_port()),
+                              CASE WHEN inet_client_addr() IS NULL OR current_setting('pgjot.identity', true) <> ''
+                                   THEN pgjot.claims_otherwise() END)
+           END;
   END IF;
-  IF inet_client_addr() IS NOT NULL THEN
-    SELECT s.claims INTO found_claims FROM pgjot.session s
-     WHERE s.pid = pg_backend_pid()
-       AND s.expires_at > clock_timestamp()
-       AND s.client_addr = inet_client_addr()
-       AND s.client_port = inet_client_port();
-  ELSE
-    SELECT s.claims INTO found_claims FROM pgjot.session s
-     WHERE s.pid = pg_backend_pid()
-       AND s.expires_at > clock_timestamp()
-       AND s.client_addr IS NULL
-       AND s.backend_start = (SELECT b.started FROM pgjot.backends(s.pid) b);
-  END IF;
-  -- Where its standby was promoted, a session has lost its identity. Better an error than a table that looks empty.
-  IF found_claims IS NULL AND current_setting('pgjot.identity', true) <> '' THEN
-    RAISE EXCEPTION 'pgjot: this server is no standby any more, and the session has no identity' USING ERRCODE = '55000',
-      HINT = 'Reconnect.';
-  END IF;
-  RETURN found_claims;
 END
-$$;
+$claims$;
 
 -- Thin, and inlined by the planner. Their bodies are parsed here and now (RETURN, not AS $$…$$), so no
 -- search_path of a caller decides later which operator is meant.
@@ -782,6 +812,7 @@ BEGIN
   FOR former IN
     SELECT p.oid::regprocedure FROM pg_proc p
      WHERE p.pronamespace = 'pgjot'::regnamespace AND p.proowner = 'pgjot_owner'::regrole
+       AND p.proname NOT IN ('is_standby', 'claims_otherwise')     -- not in every version of PostgreSQL
        AND p.oid <> ALL (ARRAY[
          'pgjot.backends(int4)', 'pgjot.assert_control()', 'pgjot.bind(int4, int8, jsonb, int8)', 'pgjot.unbind(int4, int8)',
          'pgjot.terminate(int4, int8)', 'pgjot.lease(name, int4)', 'pgjot.release(name)', 'pgjot.sweep()', 'pgjot.greet(int4, name)', 'pgjot.hello()',

@@ -48,6 +48,11 @@ export interface Credentials {
   readonly parameters: ReadonlyMap<string, string>;
   /** What the StartupMessage is to say of the identity; it may depend on the port that we come from. */
   identity(localPort: number): Promise<StartupParameters>;
+  /**
+   * What is asked right behind the login, in the same packet where it can be, so that it costs no round trip. It holds no
+   * secret, for the server has not proved itself yet; its answer is the caller's to read.
+   */
+  readonly question?: Buffer | undefined;
 }
 
 /** Startup parameters of our own, in order. */
@@ -218,11 +223,13 @@ class Authentication {
   readonly #credentials: Credentials;
   #exchange: ScramExchange | undefined;
   #serverProven = false;
+  #unasked: Buffer | undefined;
 
   constructor(stream: Duplex, upstream: UpstreamConfig, credentials: Credentials) {
     this.#stream = stream;
     this.#upstream = upstream;
     this.#credentials = credentials;
+    this.#unasked = credentials.question;
   }
 
   async answer(frame: Frame): Promise<void> {
@@ -240,7 +247,7 @@ class Authentication {
         return this.#beginScram(said.toString('latin1').split('\0').filter(Boolean));
       case AUTHENTICATION.SASLContinue: {
         if (exchange === undefined) throw unexpected(frame);
-        this.#stream.write(encodeSASLResponse(await exchange.respond(said)));
+        this.#send(encodeSASLResponse(await exchange.respond(said)));
         return;
       }
       case AUTHENTICATION.SASLFinal: {
@@ -259,6 +266,14 @@ class Authentication {
     if (this.#exchange !== undefined && !this.#serverProven) throw unexpected(frame);
     if (!this.#serverProven && !isKnownWithoutProof(this.#upstream)) throw letsUsInUnproven();
     this.complete = true;
+    this.#send();
+  }
+
+  /** Says this, and asks what has not been asked yet. */
+  #send(...words: readonly Buffer[]): void {
+    const all = this.#unasked === undefined ? words : [...words, this.#unasked];
+    this.#unasked = undefined;
+    if (all.length > 0) this.#stream.write(Buffer.concat(all));
   }
 
   #beginScram(mechanisms: readonly string[]): void {

@@ -8,7 +8,7 @@ import { cancelQuery } from './cancel.ts';
 import { disconnect } from './connect.ts';
 import { isAnswer, type Control } from './control.ts';
 import type { Entered } from './entry.ts';
-import { reset } from './reset.ts';
+import { clear, reset } from './reset.ts';
 import type { Session } from './session.ts';
 import { QUARANTINE_MS, type Slots } from './slots.ts';
 
@@ -35,7 +35,12 @@ export interface Keeping {
   readonly forAnybody: boolean;
 }
 
-/** Resets a session and keeps it. Whether that could be done; if not, it is still to be closed. Never throws. */
+/**
+ * Resets a session and keeps it. Whether that could be done; if not, it is still to be closed. Never throws.
+ *
+ * Where strangers press for slots, most of what is kept is given up before its user returns: then the question whether the
+ * reset was one is left until that user does.
+ */
 export async function keep(
   { slot, session }: Entered,
   { slots, key, role, forAnybody }: Keeping,
@@ -50,7 +55,8 @@ export async function keep(
         session.identity = undefined;
         await control.unbind(session.backend);
       }
-      await reset(session, role, reported);
+      if (!forAnybody && slots.pressed) await clear(session, reported);
+      else await reset(session, role, reported);
       if (isSilent(session)) {
         shelve({ slot, session }, slots, key);
         return true;

@@ -235,13 +235,14 @@ class UpstreamPool implements Pool {
         makeRoom,
         onRoom: () => this.#eachRole((role) => role.serve()),
       },
-      open: ({ identity, settings }, slot, signal) =>
+      open: ({ identity, settings, question }, slot, signal) =>
         secrets.try((secret) => {
           const credentials = {
             user: slot,
             password: derivePassword(secret, slot),
             role: identity.role,
             parameters: settings,
+            question,
             identity: (localPort: number) =>
               this.#mode.startupParameters(identity, slot, localPort, secret),
           };

@@ -7,8 +7,7 @@ import { encodeClaims } from '../identity/session-claims.ts';
 import { ProxyError } from '../errors.ts';
 import { encodeErrorFields } from '../wire/backend.ts';
 import { encodeQuery } from '../wire/frontend.ts';
-import { ask } from './ask.ts';
-import type { UpstreamConnection } from './connect.ts';
+import { ask, readAnswer } from './ask.ts';
 import type { Control, Hello } from './control.ts';
 import {
   assertBackend,
@@ -25,15 +24,6 @@ const QUESTION = encodeQuery(`select ${USER_ID}, ${BACKEND_PID}`);
 export function createPortableMode(control: Control): SessionMode {
   const bind = (backend: Hello, { claims, expiresAt }: SessionIdentity) =>
     control.bind(backend, encodeClaims(claims), expiresAt);
-  const whoIsThere = async (
-    connection: UpstreamConnection,
-    backend: Hello,
-    signal: AbortSignal,
-  ): Promise<string | null | undefined> => {
-    const [user, pid] = await ask(connection, QUESTION, signal);
-    assertBackend(pid, backend.pid);
-    return user;
-  };
   return {
     adopts: true,
     reusable: true,
@@ -43,9 +33,12 @@ export function createPortableMode(control: Control): SessionMode {
       if (backend === undefined) throw isUnknown();
       return backend;
     },
-    async rehearse(connection, backend, signal) {
-      const user = await whoIsThere(connection, backend, signal);
-      if (user !== null) throw isTaken();
+    rehearsal: {
+      question: QUESTION,
+      async check(connection, backend, signal) {
+        const user = userIn(await readAnswer(connection, signal), backend);
+        if (user !== null) throw isTaken();
+      },
     },
     async install(connection, backend, identity, signal) {
       assertPreparedFor('portable', backend, identity);
@@ -54,11 +47,20 @@ export function createPortableMode(control: Control): SessionMode {
       if (identity.subject !== undefined) {
         await bind(backend, identity);
       }
-      const user = await whoIsThere(connection, backend, signal);
+      const user = userIn(await ask(connection, QUESTION, signal), backend);
       assertUser(user, identity, 'pgjot.user_id() is not the subject that was verified');
     },
     renew: bind,
   };
+}
+
+/** Whose this very backend says that it is. */
+function userIn(
+  [user, pid]: readonly (string | null)[],
+  backend: Hello,
+): string | null | undefined {
+  assertBackend(pid, backend.pid);
+  return user;
 }
 
 /** As when the control connection is still with the server that was the primary before. */

@@ -69,28 +69,78 @@ const WHO_BEFORE_15 = questions(`${HAS_SETTINGS} or ${HAS_ACCOMPLICES}`);
  *
  * @throws {ProxyError} upstream_protocol, upstream_lost, upstream_rejected: it cannot be used again, and the caller closes it.
  */
-export async function reset(session: Session, role: string, reported: boolean): Promise<void> {
+export function reset(session: Session, role: string, reported: boolean): Promise<void> {
   const { connection } = session;
-  const { greeting, version } = connection;
+  return inTime(async (signal) => {
+    const question = questionFor(connection, reported);
+    connection.stream.write(Buffer.concat([DISCARD_ALL, question.bytes]));
+    await readDiscarded(connection, signal);
+    await hearOut(session, role, question, signal);
+  });
+}
+
+/**
+ * The first half of a reset: what its client has left is cleared away at once, locks and temporary tables among it, and that
+ * the session is as good as new is for `prove` to find out, if anybody ever wants it. Throws as `reset`.
+ */
+export function clear(session: Session, reported: boolean): Promise<void> {
+  session.unproven = { reported };
+  return inTime(async (signal) => {
+    session.connection.stream.write(DISCARD_ALL);
+    await readDiscarded(session.connection, signal);
+  });
+}
+
+/** The second half of a reset that `clear` has begun. Throws as `reset`. */
+export async function prove(session: Session, role: string): Promise<void> {
+  const question = questionFor(session.connection, session.unproven?.reported ?? true);
+  await inTime(async (signal) => {
+    session.connection.stream.write(question.bytes);
+    await hearOut(session, role, question, signal);
+  });
+  session.unproven = undefined;
+}
+
+async function inTime(task: (signal: AbortSignal) => Promise<void>): Promise<void> {
   const attempt = new AbortController();
   const timer = setTimeout(() => attempt.abort(unfit(`no answer in ${RESET_MS} ms`)), RESET_MS);
   try {
-    // Out of Node's store of random bytes: to ask for sixteen takes ten times as long.
-    const nonce = randomUUID();
-    const names = reported ? [...statusesOf(greeting).keys()] : [];
-    const who = version < 15 ? WHO_BEFORE_15 : WHO;
-    const question = reported
-      ? encodeStatement(who.withSettings, [nonce, seed(), arrayOf(names)])
-      : encodeStatement(who.plain, [nonce, seed()]);
-    connection.stream.write(Buffer.concat([DISCARD_ALL, question]));
-    await readDiscarded(connection, attempt.signal);
-    const answer = await readAnswer(connection, attempt.signal);
-    const settings = assertOurs(answer, session, { nonce, role });
-    for (const [index, name] of names.entries()) greeting.push(status(name, settings[index]));
-    if (greeting.length > 1) tidy(greeting);
+    await task(attempt.signal);
   } finally {
     clearTimeout(timer);
   }
+}
+
+/** A question that nobody could have answered in advance. */
+interface Question {
+  readonly nonce: string;
+  /** Of the settings whose values are asked for. */
+  readonly names: readonly string[];
+  readonly bytes: Buffer;
+}
+
+function questionFor({ greeting, version }: UpstreamConnection, reported: boolean): Question {
+  // Out of Node's store of random bytes: to ask for sixteen takes ten times as long.
+  const nonce = randomUUID();
+  const names = reported ? [...statusesOf(greeting).keys()] : [];
+  const who = version < 15 ? WHO_BEFORE_15 : WHO;
+  const bytes = reported
+    ? encodeStatement(who.withSettings, [nonce, seed(), arrayOf(names)])
+    : encodeStatement(who.plain, [nonce, seed()]);
+  return { nonce, names, bytes };
+}
+
+async function hearOut(
+  session: Session,
+  role: string,
+  { nonce, names }: Question,
+  signal: AbortSignal,
+): Promise<void> {
+  const { greeting } = session.connection;
+  const answer = await readAnswer(session.connection, signal);
+  const settings = assertOurs(answer, session, { nonce, role });
+  for (const [index, name] of names.entries()) greeting.push(status(name, settings[index]));
+  if (greeting.length > 1) tidy(greeting);
 }
 
 /** Reads up to the ReadyForQuery behind DISCARD ALL; what it changes back is reported, and belongs to the next greeting. */

@@ -12,6 +12,7 @@ import type { Hello } from './control.ts';
 import { enter, type Door, type Entered } from './entry.ts';
 import { isSilent, keep, leave, shelve, type Departure } from './parting.ts';
 import type { Patience } from './patience.ts';
+import { prove } from './reset.ts';
 import { createReuse, isSameIdentity, type Reuse } from './reuse.ts';
 import type { Session, SessionIdentity, SessionMode } from './session.ts';
 import { Slots, type House, type Slot, type SlotCounts } from './slots.ts';
@@ -22,6 +23,8 @@ import { leadsElsewhere } from './whereabouts.ts';
 export interface Wanted {
   readonly identity: SessionIdentity;
   readonly settings: Settings;
+  /** What is asked of a new session with its login. */
+  readonly question?: Buffer | undefined;
 }
 
 /** What a role's sessions share with those of the other roles of their upstream. */
@@ -42,8 +45,9 @@ export interface Surroundings
   readonly track: <T>(task: Promise<T>) => Promise<T>;
 }
 
-// A login that needs a fresh connection must not wait for many that are only for later.
+// A login that needs a fresh connection must not wait for many that are only for later; and where many do, none is made for later.
 const SPARES_AT_ONCE = 2;
+const TOO_BUSY_FOR_SPARES = 4;
 
 /** Where a client's session comes from: one that had a user before, one that was logged in ahead of time, or a new one. */
 export type Source = 'reused' | 'spare' | 'fresh';
@@ -77,6 +81,8 @@ export class RolePool {
   readonly #demand = new Demand();
   readonly #maxSpares: number;
   #sparesComing = 0;
+  /** How many logins are opening a session of their own. */
+  #opening = 0;
   /** How often it has been told to reconnect: sessions of earlier eras serve nobody else. */
   #era = 0;
 
@@ -112,11 +118,12 @@ export class RolePool {
     const entered = await this.#around.patience.try(connectTimeoutMs, signal, async () => {
       for (;;) {
         const opening = this.#door(wanted, settings, deadline);
-        const door = { ...opening, request: { keys }, onWaited };
+        const open = (...its: Parameters<Door['open']>) => this.#count(() => opening.open(...its));
+        const door = { ...opening, open, request: { keys }, onWaited };
         const found = await enter(this.#slots, door, signal);
         const isKept = found.slot.session !== undefined;
         try {
-          if (isKept) takeUp(found.session);
+          if (isKept) await takeUp(found.session, this.#role);
           await this.#install(found.session, wanted.identity, signal);
           listener.onEntered(this.#role, sourceOf(found, isKept));
           found.session.used = true;
@@ -184,7 +191,7 @@ export class RolePool {
 
   /** Has the longest idle session closed; `onClosed` is called when it is gone. Whether there was one. */
   closeIdle(onClosed: () => void): boolean {
-    return this.#slots.evict(() => true, 1, onClosed) > 0;
+    return this.#slots.giveUpOldest(onClosed);
   }
 
   /** Gives up to so many slots of idle sessions to other proxies. */
@@ -230,6 +237,16 @@ export class RolePool {
     session.identity = identity;
   }
 
+  /** Counts a login in for as long as it opens a session of its own. */
+  async #count<T>(open: () => Promise<T>): Promise<T> {
+    this.#opening++;
+    try {
+      return await open();
+    } finally {
+      this.#opening--;
+    }
+  }
+
   #door(wanted: Wanted, settings: string, deadline: number): Omit<Door, 'request'> {
     const { open, crowd, mode, control, onQuarantine, areSecretsRefused, lastEntry, healing } =
       this.#around;
@@ -253,8 +270,8 @@ export class RolePool {
     const { processId, secretKey } = connection;
     const oldAt = performance.now() + jittered(upstream.pool.lifetimeMs);
     const cancelTarget = { upstream, processId, secretKey };
-    const state = { identity: undefined, keptUntil: oldAt, era, used: false, unwatch: () => {} };
-    return { connection, backend, cancelTarget, settings, oldAt, ...state };
+    const state = { identity: undefined, keptUntil: oldAt, era, used: false, unproven: undefined };
+    return { connection, backend, cancelTarget, settings, oldAt, ...state, unwatch: () => {} };
   }
 
   #isWorthKeeping({ oldAt, era }: Session, key: string): boolean {
@@ -274,7 +291,7 @@ export class RolePool {
     const key = spareKey(settings);
     const missing = this.#maxSpares - this.#slots.idle.countOf(key) - this.#sparesComing;
     if (!mode.adopts || retired.aborted || missing <= 0) return;
-    if (this.#sparesComing >= SPARES_AT_ONCE) return;
+    if (this.#sparesComing >= SPARES_AT_ONCE || this.#opening >= TOO_BUSY_FOR_SPARES) return;
     // Those of other settings make room, should all together be too many.
     const isOther = (_: Session, other: string) => isSpareKey(other) && other !== key;
     this.#slots.evict(isOther, this.#slots.idle.countIf(isOther) - missing + 1);
@@ -292,12 +309,13 @@ export class RolePool {
     const { upstream, mode, patience, retired, control } = this.#around;
     const deadline = performance.now() + upstream.connectTimeoutMs;
     // Where the server is full a spare is not waited for.
-    const opening = this.#door(wanted, settings, 0);
+    const question = mode.rehearsal?.question;
+    const opening = this.#door({ ...wanted, question }, settings, 0);
     const door = { ...opening, request: { keys: [], spare: key }, deadline };
     const entered = await patience.try(0, retired, () => enter(this.#slots, door, retired));
     const { connection, backend, era } = entered.session;
     try {
-      await mode.rehearse?.(connection, backend, retired);
+      await mode.rehearsal?.check(connection, backend, retired);
       retired.throwIfAborted();
       if (era !== this.#era) throw new ProxyError('upstream_lost');
       shelve(entered, this.#slots, key);
@@ -318,8 +336,15 @@ function jittered(ms: number): number {
   return ms * (0.9 + 0.2 * Math.random());
 }
 
-/** Takes a kept session up again. @throws {ProxyError} upstream_lost when it has ended, or has said what nobody has read. */
-function takeUp(session: Session): void {
+/**
+ * Takes a kept session up again.
+ *
+ * @throws {ProxyError} upstream_lost when it has ended, or has said what nobody has read; and as `prove`.
+ */
+async function takeUp(session: Session, role: string): Promise<void> {
   session.unwatch();
+  if (!isSilent(session)) throw new ProxyError('upstream_lost');
+  if (session.unproven === undefined) return;
+  await prove(session, role);
   if (!isSilent(session)) throw new ProxyError('upstream_lost');
 }

@@ -42,6 +42,8 @@ export interface Session {
   readonly era: number;
   /** Whether somebody has had it. */
   used: boolean;
+  /** It has been told to clear away what its last user left, and not yet shown that it has: nobody may have it before. */
+  unproven: { readonly reported: boolean } | undefined;
   /** Ends the watch over its connection, while it is kept for its next user. */
   unwatch: () => void;
 }
@@ -70,10 +72,13 @@ export interface SessionMode {
    */
   greet(connection: UpstreamConnection, signal: AbortSignal): Promise<Hello>;
   /**
-   * Has a backend that is nobody's read all that `install` will need, so that this is at hand when its user comes. Undefined
-   * where a session has the identity that it began with.
+   * Has a backend that is nobody's read all that `install` will need, so that this is at hand when its user comes: it is asked
+   * `question` with its login, and `check` reads what it says. Undefined where a session has the identity that it began with.
    */
-  rehearse?(connection: UpstreamConnection, backend: Hello, signal: AbortSignal): Promise<void>;
+  readonly rehearsal?: {
+    readonly question: Buffer;
+    check(connection: UpstreamConnection, backend: Hello, signal: AbortSignal): Promise<void>;
+  };
   /**
    * Puts on the backend what was not in its StartupMessage, then has the backend say who its user is.
    *

@@ -14,6 +14,7 @@
  *                                                 └──────────────────────▶ quarantined ──(a while, or mended)──▶ vacant
  */
 import { ProxyError } from '../errors.ts';
+import { Quarantine } from './quarantine.ts';
 import { SlotUse, type UseListener } from './slot-use.ts';
 import { Shelf, Tally, type Matcher, type Shelved } from './shelf.ts';
 import { Waiters } from './waiters.ts';
@@ -96,14 +97,14 @@ const LEASE_BATCH = 4;
 const KEEP_FREE = 16;
 const RETRY_LEASE_MS = 100;
 const GENEROUS_MS = 2_000;
+const PRESSED_MS = 1_000;
 
 /** The book of one role's slots. */
 export class Slots<Session> implements UseListener<Session> {
   readonly #options: SlotOptions<Session>;
   readonly #vacant: string[] = [];
   readonly #idle = new Shelf<Session>();
-  /** Those that are put aside, and until when, in ms since the epoch. */
-  readonly quarantined = new Map<string, number>();
+  readonly quarantined = new Quarantine();
   readonly #waiters: Waiters<Slot<Session>>;
   readonly #busy = new Set<string>();
   /** How many busy ones will probably come back under a key. */
@@ -119,6 +120,8 @@ export class Slots<Session> implements UseListener<Session> {
   #exhausted = false;
   /** Until when slots go back to the database rather than to nobody, on the clock of `performance.now()`. */
   #generousUntil = 0;
+  /** Until when what is kept counts as likely to be given up, on the same clock. */
+  #pressedUntil = 0;
 
   constructor(options: SlotOptions<Session>) {
     this.#options = options;
@@ -164,6 +167,18 @@ export class Slots<Session> implements UseListener<Session> {
     return evicted;
   }
 
+  /** Has the session closed that was kept longest, but not under this key, because others need its slot. Whether there was one. */
+  giveUpOldest(onEnd: () => void, spared?: string): boolean {
+    const given = this.evict((_, key) => key !== spared, 1, onEnd) > 0;
+    if (given && spared === undefined) this.#pressedUntil = performance.now() + PRESSED_MS;
+    return given;
+  }
+
+  /** Whether sessions that were kept have lately been given up for others. */
+  get pressed(): boolean {
+    return performance.now() < this.#pressedUntil;
+  }
+
   /** Has some idle sessions closed, and gives the database what comes free for a while. */
   yield(count: number): void {
     this.#generousUntil = performance.now() + GENEROUS_MS;
@@ -178,7 +193,7 @@ export class Slots<Session> implements UseListener<Session> {
 
   /** Gives the free slots back to the database, and those whose quarantine is over, so that an idle proxy starves no busy one. */
   giveBack(): void {
-    this.#vacant.push(...this.#recovered());
+    this.#vacant.push(...this.quarantined.takeRecovered());
     if (this.#vacant.length > 0) this.#giveBack(this.#vacant.splice(0));
   }
 
@@ -243,18 +258,14 @@ export class Slots<Session> implements UseListener<Session> {
       void this.#lease();
       return true;
     }
-    for (const [name, { key }] of this.#idle) {
-      if (key === spare) continue;
-      this.#options.close(this.#take(name, this.#promise()));
-      return true;
-    }
+    const broken = this.#promise();
+    if (this.giveUpOldest(broken, spare)) return true;
     // Other roles' sessions are in the way only where room is all that is missing.
     const { house, maxConnections } = this.#options;
-    if (spare !== undefined || house.hasRoom() || this.connections >= maxConnections) return false;
-    const broken = this.#promise();
-    const made = house.makeRoom(broken);
-    if (!made) broken();
-    return made;
+    const isInVain = spare !== undefined || house.hasRoom() || this.connections >= maxConnections;
+    if (!isInVain && house.makeRoom(broken)) return true;
+    broken();
+    return false;
   }
 
   /** Whoever waits is promised what comes free when the function that this returns is called. */
@@ -293,12 +304,15 @@ export class Slots<Session> implements UseListener<Session> {
   }
 
   onQuarantine(use: SlotUse<Session>, ms: number): () => void {
-    const { name } = use;
-    const until = Date.now() + ms;
     this.#endUse(use);
-    if (use.leasedIn === this.#generation) this.quarantined.set(name, until);
+    const isOurs = use.leasedIn === this.#generation;
+    const endSooner = isOurs ? this.quarantined.putAside(use.name, ms) : () => false;
     this.#afterUse();
-    return () => this.#endQuarantine(name, until);
+    return () => {
+      if (!endSooner()) return;
+      this.#vacate(use.name);
+      this.serve();
+    };
   }
 
   #endUse(use: SlotUse<Session>): void {
@@ -311,14 +325,6 @@ export class Slots<Session> implements UseListener<Session> {
   #afterUse(): void {
     this.serve();
     this.#options.house.onRoom();
-  }
-
-  #endQuarantine(name: string, until: number): void {
-    // It may be over already, or its lease lost.
-    if (this.quarantined.get(name) !== until) return;
-    this.quarantined.delete(name);
-    this.#vacate(name);
-    this.serve();
   }
 
   #vacate(name: string): void {
@@ -339,7 +345,7 @@ export class Slots<Session> implements UseListener<Session> {
       // them for good: they go back, and whoever waits asks again.
       const taken = askedIn === this.#generation ? named.filter((name) => !this.#has(name)) : [];
       this.#vacant.push(...taken);
-      if (askedIn === this.#generation) this.#vacant.push(...this.#recovered());
+      if (askedIn === this.#generation) this.#vacant.push(...this.quarantined.takeRecovered());
       this.#exhausted = taken.length === 0;
       const rest = named.filter((name) => !taken.includes(name));
       if (rest.length > 0) this.#giveBack(rest);
@@ -373,14 +379,6 @@ export class Slots<Session> implements UseListener<Session> {
   /** Should it fail, the lease is still ours and ends with the control connection. */
   #giveBack(names: readonly string[]): void {
     this.#options.source.giveBack(names).catch(() => {});
-  }
-
-  /** The slots whose quarantine is over. */
-  #recovered(): string[] {
-    const now = Date.now();
-    const names = [...this.quarantined].filter(([, until]) => until <= now).map(([name]) => name);
-    for (const name of names) this.quarantined.delete(name);
-    return names;
   }
 
   /** Nobody waits any more. */

@@ -4,8 +4,8 @@
 import pg from 'pg';
 import { afterEach, describe, expect, test } from 'vitest';
 import { createProxy, parseConfig } from '../../src/proxy.ts';
-import { hasExtension, postgresVersions } from '../support/postgres.ts';
 import { recordedLogger } from '../support/logger.ts';
+import { hasExtension, postgresVersions, withSuperuser } from '../support/postgres.ts';
 import { startStack, until, type Stack, type StackOptions } from '../support/stack.ts';
 import { pidOf, value as rowOf } from './attack-scene.ts';
 
@@ -286,6 +286,66 @@ describe('spares', () => {
     }
 
     expect(counts()).toMatchObject({ idle: 4, busy: 0 });
+  });
+});
+
+describe('where strangers press for slots', () => {
+  /** Carol has alice's slot, whose session was given up for her. */
+  const press = async () => {
+    await start({}, { slots: 2 });
+    await visit('alice', nothing);
+    await visit('bob', nothing);
+    await visit('carol', nothing);
+  };
+  const lately = (pid: number) =>
+    withSuperuser(
+      (stack as Stack).postgres,
+      async (admin) => {
+        const { rows } = await admin.query(
+          'select query, (select count(*)::int from pg_locks l where l.pid = a.pid) as locks' +
+            ` from pg_stat_activity a where a.pid = ${pid}`,
+        );
+        return rows[0] as { query: string; locks: number };
+      },
+      'app',
+    );
+
+  test('a session is cleared at once, and asked whether it is as new when its user returns', async () => {
+    await press();
+    const first = await visit('carol', (client) =>
+      client.query(
+        "set search_path = 'nowhere'; create temporary table mine (); select pg_advisory_lock(7)",
+      ),
+    );
+    const left = await lately(first.pid);
+
+    const second = await visit('carol', async (client) => {
+      const { rows } = await client.query(
+        "select current_setting('search_path') as path, to_regclass('pg_temp.mine') as mine, auth.user_id() as who",
+      );
+      return rows[0] as unknown;
+    });
+
+    expect(left).toEqual({ query: 'DISCARD ALL', locks: 0 });
+    expect(second).toEqual({
+      pid: first.pid,
+      result: { path: '"$user", public', mine: null, who: 'carol' },
+    });
+  });
+
+  test('nobody gets a session that turns out not to be', async () => {
+    await press();
+    const first = await visit('carol', (client) =>
+      client.query(
+        "set role none; do $$ begin execute format('alter role %I set work_mem = 65', session_user); end $$",
+      ),
+    );
+    expect(await lately(first.pid)).toMatchObject({ query: 'DISCARD ALL' });
+
+    const second = await visit('carol', (client) => value(client, 'auth.user_id()'));
+
+    expect(second.result).toBe('carol');
+    expect(second.pid).not.toBe(first.pid);
   });
 });
 

@@ -45,7 +45,10 @@ describe.each(postgresVersions())('upgrading on PostgreSQL %i', (version) => {
     ]);
     expect(await value(admin, 'SELECT pgjot.version()')).toBe(String(SESSION_SQL_VERSION));
     expect(
-      await value(admin, `SELECT prosrc FROM pg_proc WHERE oid = 'pgjot.claims()'::regprocedure`),
+      await value(
+        admin,
+        `SELECT string_agg(pg_get_functiondef(oid), '') FROM pg_proc WHERE pronamespace = 'pgjot'::regnamespace AND proname ~ '^claims'`,
+      ),
     ).toContain('expires_at > clock_timestamp()');
     expect(await userId(client)).toBe('alice');
     expect(await value(client, 'SELECT count(*)::int FROM public.todos')).toBe(3);

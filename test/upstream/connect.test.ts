@@ -48,10 +48,12 @@ async function attempt(
     overrides = {},
     signal = new AbortController().signal,
     parameters = new Map<string, string>(),
+    question,
   }: {
     overrides?: Partial<UpstreamConfig>;
     signal?: AbortSignal;
     parameters?: ReadonlyMap<string, string>;
+    question?: Buffer;
   } = {},
 ): Promise<Attempt & { server: fake.FakePostgres }> {
   await using server = await fake.startFakePostgres([...script]);
@@ -60,6 +62,7 @@ async function attempt(
     password: PASSWORD,
     role: 'authenticated',
     parameters,
+    question,
     identity: async () => [],
   };
   try {
@@ -140,6 +143,23 @@ describe('a good server', () => {
       ['timezone', 'UTC'],
       ['role', 'authenticated'],
     ]);
+  });
+
+  test('is asked with the last word of the login, so that it waits for nothing', async () => {
+    const question = encodeFrame('Q', encodeString('select 1'));
+    const asked = fake.expectFrame('Q', question.subarray(5));
+
+    const byScram = await attempt(
+      [startupMessage, scram(PASSWORD, { final: [] }), asked, fake.hangUp],
+      { question },
+    );
+    const byTrust = await attempt([startupMessage, send(ok), asked, send(keyData, ready)], {
+      question,
+    });
+
+    await expect(byScram.server.verify()).resolves.toBeUndefined();
+    expect(byScram.error?.code).toBe('upstream_lost');
+    expect(byTrust.connection?.processId).toBe(4_711);
   });
 
   test('is trusted when it trusts us: no password is asked for', async () => {

@@ -58,7 +58,7 @@ function row(...columns: readonly (string | null)[]): Buffer {
 async function against(
   answer: readonly fake.Step[],
   run: (connection: UpstreamConnection) => Promise<unknown>,
-  identity: Credentials['identity'] = CREDENTIALS.identity,
+  given: Partial<Credentials> = {},
 ): Promise<unknown> {
   await using server = await fake.startFakePostgres([
     ...fake.login('p'),
@@ -67,7 +67,7 @@ async function against(
   ]);
   const connection = await connect(
     fake.upstreamAt(server.port),
-    { ...CREDENTIALS, identity },
+    { ...CREDENTIALS, ...given },
     never,
   );
   try {
@@ -221,11 +221,9 @@ function installOn(
   identity: SessionIdentity,
   answer: readonly fake.Step[],
 ): Promise<unknown> {
-  return against(
-    answer,
-    (one) => mode.install(one, backend, identity, never),
-    (port) => mode.startupParameters(identity, 'pgjot_authenticated_1', port, SECRET),
-  );
+  return against(answer, (one) => mode.install(one, backend, identity, never), {
+    identity: (port) => mode.startupParameters(identity, 'pgjot_authenticated_1', port, SECRET),
+  });
 }
 
 describe('mode portable', () => {
@@ -280,7 +278,9 @@ describe('mode portable', () => {
   test('rehearses only on a backend that is nobody’s', async () => {
     const mode = createPortableMode(control().control);
     const rehearse = (answer: Buffer) =>
-      against(answerOf(answer), async (one) => mode.rehearse?.(one, PRIMARY, never));
+      against(answerOf(answer), async (one) => mode.rehearsal?.check(one, PRIMARY, never), {
+        question: mode.rehearsal?.question,
+      });
 
     expect(await rehearse(row(null, PID))).toBeUndefined();
     expect(await rehearse(row(HEX, PID))).toMatchObject({ code: 'upstream_protocol' });
@@ -325,7 +325,7 @@ describe('mode pg_session_jwt', () => {
     return against(
       answerOf(row('', key ?? sent[0]?.[1] ?? null, ...users)),
       (one) => mode.install(one, { ...PRIMARY, preparedFor }, identity, never),
-      async () => sent,
+      { identity: async () => sent },
     );
   }
 
