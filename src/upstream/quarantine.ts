@@ -1,4 +1,6 @@
-/** Slots that are put aside for a while, because of what their last user did to them. */
+/**
+ * Slots that are put aside for a while, because of what their last user did to them.
+ */
 
 /** Those that nobody may have, by name, and until when in ms since the epoch. */
 export class Quarantine extends Map<string, number> {

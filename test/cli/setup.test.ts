@@ -60,7 +60,7 @@ describe('pgjot setup', () => {
         'created role "pgjot_owner"',
         'created role "pgjot_control"',
         'created 2 slots of role "authenticated"',
-        'installed the session functions, version 3\n',
+        'installed the session functions, version 4\n',
       ].join('\n'),
       stderr: '',
     });
@@ -141,7 +141,7 @@ describe.skipIf(!hasPsql)('pgjot setup --dry-run', () => {
     await client.query('create table todos (id int)');
 
     for (const [args, said] of [
-      [['--grant-schema', 'public', '--force-rls'], 'installed the session functions, version 3'],
+      [['--grant-schema', 'public', '--force-rls'], 'installed the session functions, version 4'],
       [['--uninstall'], 'dropped schema pgjot and the session functions'],
     ] as const) {
       const { stdout, stderr } = await setup('--dry-run', ...args);

@@ -72,7 +72,7 @@ describe.each(postgresVersions())('installing on PostgreSQL %i', (version) => {
     await install(admin, options(3));
 
     expect(await slotsOf(admin)).toEqual([1, 2, 3].map((i) => `pgjot_authenticated_${i}`));
-    expect(await value(admin, 'SELECT pgjot.version()')).toBe('3');
+    expect(await value(admin, 'SELECT pgjot.version()')).toBe('4');
     await database.end(admin);
   });
 
@@ -130,6 +130,7 @@ describe.each(postgresVersions())('installing on PostgreSQL %i', (version) => {
     expect(rows.map(({ proname }) => proname)).toEqual([
       'bind',
       'claims',
+      ...(version >= 18 ? ['claims_otherwise'] : []),
       'greet',
       'lease',
       'release',
