@@ -60,7 +60,13 @@ export function checkCommand(): Command {
 function checkOffline(file: string): { problems: ConfigProblem[]; config?: Config } {
   try {
     const config = loadConfig(file);
-    return { config, problems: [...secretProblems(config), ...certificateProblems(config)] };
+    const problems = [...secretProblems(config), ...certificateProblems(config)];
+    // Some read certificates along with their secret.
+    const texts = problems.map(({ path, message }) => `${path}: ${message}`);
+    return {
+      config,
+      problems: problems.filter((_, at) => texts.indexOf(texts[at] as string) === at),
+    };
   } catch (error) {
     if (error instanceof ConfigError) return { problems: [...error.problems] };
     throw error;

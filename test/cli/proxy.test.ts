@@ -262,13 +262,27 @@ describe('pgjot check', () => {
       upstreams: {
         main: { ...mainUpstream(), secret: { env: 'NOT_SET' }, tls: { caFile: 'none.crt' } },
       },
+      admin: { token: { env: 'NOT_SET' }, tls: { certFile: 'a.crt', keyFile: 'none.key' } },
+      limits: {
+        store: {
+          redis: {
+            url: { file: 'url' },
+            secret: { env: 'PGJOT_MAIN_SECRET' },
+            tls: { caFile: 'none.crt' },
+          },
+        },
+      },
     });
+    await writeFile(join(folder, 'url'), 'rediss://127.0.0.1');
 
     const { status, stdout } = await runCli(['check', '--json'], options);
 
     const { problems } = JSON.parse(stdout) as { problems: { path: string; message: string }[] };
     expect(status).toBe(78);
     expect(problems.map(({ path }) => path).toSorted()).toEqual([
+      'admin.tls.keyFile',
+      'admin.token',
+      'limits.store.redis.tls.caFile',
       'listen.tls',
       'upstreams.main.secret',
       'upstreams.main.tls.caFile',
