@@ -3,6 +3,7 @@
  *
  * The connection tells it what happens; it notes that and tells its listeners, which are the proxy's and not the connection's:
  * they keep what they know of it here. So each session has one object for its log, its metrics and its line on the roster.
+ * Where one of them makes a mistake the others are told all the same, and then the connection.
  */
 import { randomUUID } from 'node:crypto';
 import type { ConnectionLog, Endable } from './connection.ts';
@@ -69,7 +70,7 @@ export class ConnectionRecord implements ConnectionLog {
 
   onArrival(login: Endable): void {
     this.#underWay = login;
-    for (const listener of this.#listeners) listener.onArrival?.(this);
+    this.#tell((listener) => listener.onArrival?.(this));
   }
 
   onLocated(address: string): void {
@@ -81,21 +82,21 @@ export class ConnectionRecord implements ConnectionLog {
     this.user = printable(user);
     this.database = printable(database);
     if (applicationName !== undefined) this.applicationName = printable(applicationName);
-    for (const listener of this.#listeners) listener.onStartup?.(this);
+    this.#tell((listener) => listener.onStartup?.(this));
   }
 
   onToken(): void {
-    for (const listener of this.#listeners) listener.onToken?.(this);
+    this.#tell((listener) => listener.onToken?.(this));
   }
 
   onIdentity(asking: Asking, identity: Identity): void {
     this.asking = asking;
     this.identity = identity;
-    for (const listener of this.#listeners) listener.onIdentity?.(this);
+    this.#tell((listener) => listener.onIdentity?.(this));
   }
 
   onLease(): void {
-    for (const listener of this.#listeners) listener.onLease?.(this);
+    this.#tell((listener) => listener.onLease?.(this));
   }
 
   onWelcome(...[lease, session]: Parameters<ConnectionLog['onWelcome']>): void {
@@ -104,25 +105,37 @@ export class ConnectionRecord implements ConnectionLog {
     this.live = session;
     this.#underWay = session;
     this.welcomedAt = performance.now();
-    for (const listener of this.#listeners) listener.onWelcome?.(this);
+    this.#tell((listener) => listener.onWelcome?.(this));
   }
 
   onRenewal(identity: Identity): void {
     this.identity = identity;
-    for (const listener of this.#listeners) listener.onRenewal?.(this);
+    this.#tell((listener) => listener.onRenewal?.(this));
   }
 
   onRenewalRefused(error: ProxyError): void {
-    for (const listener of this.#listeners) listener.onRenewalRefused?.(this, error);
+    this.#tell((listener) => listener.onRenewalRefused?.(this, error));
   }
 
   onRefusal(error: ProxyError): void {
     this.closing = true;
-    for (const listener of this.#listeners) listener.onRefusal?.(this, error);
+    this.#tell((listener) => listener.onRefusal?.(this, error));
   }
 
   onEnd(outcome: Outcome): void {
     this.closing = true;
-    for (const listener of this.#listeners) listener.onEnd?.(this, outcome);
+    this.#tell((listener) => listener.onEnd?.(this, outcome));
+  }
+
+  #tell(what: (listener: ConnectionListener) => void): void {
+    const mistakes: unknown[] = [];
+    for (const listener of this.#listeners) {
+      try {
+        what(listener);
+      } catch (mistake) {
+        mistakes.push(mistake);
+      }
+    }
+    if (mistakes.length > 0) throw mistakes[0];
   }
 }

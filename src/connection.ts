@@ -117,8 +117,8 @@ async function live(
   let admission: Admission | undefined;
   let released: Promise<unknown> | undefined;
   let outcome: Outcome | undefined;
-  log.onArrival(login);
   try {
+    log.onArrival(login);
     const address = await arrival.locate(client.stream, login.signal);
     log.onLocated(address);
     const startup = await handshake(client, context.handshake, login.signal);
@@ -138,9 +138,9 @@ async function live(
       login.signal,
       log.session,
     );
-    log.onLease();
     const cancelKey = context.cancels.register(lease.cancelTarget, startup.minor);
     try {
+      log.onLease();
       // It may have been revoked, or the house be closing, since it was authorized.
       login.signal.throwIfAborted();
       await login.bound(welcome(client, { greeting: lease.greeting, cancelKey }));
@@ -160,7 +160,11 @@ async function live(
     }
   } catch (error) {
     const failure = ProxyError.from(error, log.session);
-    log.onRefusal(failure);
+    try {
+      log.onRefusal(failure);
+    } catch {
+      // A mistake in saying so: whoever else is told has been, and thrown on it would end the process.
+    }
     admission?.failed(failure);
     await farewell(client.stream, encodeErrorResponse(failure));
   } finally {

@@ -144,11 +144,20 @@ export class LiveSession implements SessionAlarms, SpliceOptions, RenewedSession
 
   onRenewal(renewed: Identity): void {
     this.#clock.renew(renewed.expiresAt);
-    this.#log.onRenewal(renewed);
+    this.#tell(() => this.#log.onRenewal(renewed));
   }
 
   onRefusal(error: ProxyError): void {
-    this.#log.onRenewalRefused(error);
+    this.#tell(() => this.#log.onRenewalRefused(error));
+  }
+
+  /** The judge of tokens must not throw: a mistake of whoever is told ends this session, and not the process. */
+  #tell(step: () => void): void {
+    try {
+      step();
+    } catch (thrown) {
+      this.onEnd(this.onMistake(thrown), 0);
+    }
   }
 }
 
