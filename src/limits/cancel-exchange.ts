@@ -51,14 +51,23 @@ type Request = {
   readonly processId: number;
   readonly secretKey: string;
 };
-type Answer = { readonly what: 'answer'; readonly id: string; readonly found: boolean };
+type Answer = {
+  readonly what: 'answer';
+  readonly id: string;
+  readonly from: string;
+  readonly found: boolean;
+};
 type Message = Call | Ticket | Request | Answer;
 
 interface Open {
   readonly key: ForeignKey;
+  /** Until when a ticket is taken: its request is good no more when whoever asked is told that nothing came of it. */
+  readonly takesTicketsUntil: number;
   /** How many will answer, once that is known; answers may come before. */
   others: number | undefined;
-  answers: number;
+  /** Who has answered, and whose answer to a request is still to come. */
+  readonly answered: Set<string>;
+  readonly awaited: Set<string>;
   readonly settle: (found: boolean) => void;
 }
 
@@ -102,16 +111,19 @@ export class CancelExchange {
         resolve(found);
       };
       const timer = setTimeout(() => settle(false), ANSWER_MS);
-      const open: Open = { key, others: undefined, answers: 0, settle };
+      const takesTicketsUntil = performance.now() + ANSWER_MS - TICKET_MS;
+      const [answered, awaited] = [new Set<string>(), new Set<string>()];
+      const others = undefined;
+      const open: Open = { key, takesTicketsUntil, others, answered, awaited, settle };
       this.#open.set(id, open);
-      this.#link
+      void this.#link
         .ask((redis) => redis.publish(CHANNEL, this.#seal(call)))
+        .catch(() => 0)
         .then((receivers) => {
           // One of them is this proxy.
           open.others = receivers - 1;
           settleIfAnswered(open);
-        })
-        .catch(() => settle(false));
+        });
     });
   }
 
@@ -145,10 +157,11 @@ export class CancelExchange {
   }
 
   #onTicket({ id, from, ticket }: Ticket): void {
-    const key = this.#open.get(id)?.key;
-    if (key === undefined) return;
-    const secretKey = key.secretKey.toString('hex');
-    const { processId } = key;
+    const open = this.#open.get(id);
+    // Attack: call and request are both held back, until the client has been told and its session runs something else.
+    if (open === undefined || performance.now() >= open.takesTicketsUntil) return;
+    const { processId } = open.key;
+    const secretKey = open.key.secretKey.toString('hex');
     const request: Request = {
       what: 'request',
       id,
@@ -157,6 +170,7 @@ export class CancelExchange {
       processId,
       secretKey,
     };
+    open.awaited.add(from);
     this.#tell(from, request);
   }
 
@@ -169,7 +183,7 @@ export class CancelExchange {
       found = await this.#forward(key).catch(() => false);
       this.#serving--;
     }
-    this.#tell(from, { what: 'answer', id, found });
+    this.#tell(from, { what: 'answer', id, from: this.#link.proxy, found });
   }
 
   /** Attack: what was overheard or held back is sent when its session runs something else. */
@@ -179,11 +193,12 @@ export class CancelExchange {
     return performance.now() < until;
   }
 
-  #onAnswer({ id, found }: Answer): void {
+  #onAnswer({ id, from, found }: Answer): void {
     const open = this.#open.get(id);
     if (open === undefined) return;
     if (found) return open.settle(true);
-    open.answers++;
+    open.answered.add(from);
+    open.awaited.delete(from);
     settleIfAnswered(open);
   }
 
@@ -214,6 +229,7 @@ export class CancelExchange {
   }
 }
 
-function settleIfAnswered({ others, answers, settle }: Open): void {
-  if (others !== undefined && answers >= others) settle(false);
+/** Attack: whoever asked is told too early, by an answer sent twice or a false count, while a request is held back. */
+function settleIfAnswered({ others, answered, awaited, settle }: Open): void {
+  if (others !== undefined && answered.size >= others && awaited.size === 0) settle(false);
 }

@@ -11,6 +11,8 @@ type Published = readonly [channel: string, text: string];
 /** A store that is in the hands of somebody else: what is published there he has, and he delivers what he likes. */
 class HostileStore {
   readonly seen: Published[] = [];
+  /** What the store says when something is published, and when. */
+  counts: (() => Promise<number>) | undefined;
   readonly #subscribers = new Map<string, EventEmitter>();
 
   /** A proxy that is subscribed here, and has the session that all ask for, or has not. */
@@ -19,7 +21,7 @@ class HostileStore {
     this.#subscribers.set(name, subscriber);
     const publish = async (...published: Published) => {
       this.seen.push(published);
-      return this.#subscribers.size;
+      return this.counts?.() ?? this.#subscribers.size;
     };
     const link = {
       proxy: name,
@@ -101,6 +103,64 @@ describe('a cancel request', () => {
     await store.deliver(request);
 
     expect(served()).toBe(times);
+  });
+
+  it.each([
+    [6_900, 1],
+    [7_100, 0],
+  ])(
+    'whose call is held back for %i ms, and then itself too, is served %i times, and never when its client has been told',
+    async (ms, times) => {
+      vi.useFakeTimers({ toFake: ['performance', 'setTimeout', 'clearTimeout'] });
+      const store = new HostileStore();
+      let served = 0;
+      const one = store.proxy('one');
+      store.proxy('other', async () => ++served > 0);
+      const told = one.ask(KEY);
+      await vi.advanceTimersByTimeAsync(ms);
+      await store.deliver(store.seen[0]);
+      await store.deliver(store.seen[1]);
+      await vi.advanceTimersByTimeAsync(4_900);
+      if (store.seen[2] !== undefined) await store.deliver(store.seen[2]);
+      await vi.advanceTimersByTimeAsync(300);
+
+      expect(served).toBe(times);
+      expect(await told).toBe(false);
+    },
+  );
+
+  it.each([
+    ['by an answer that is sent twice', 3],
+    ['by a store that counts too few proxies', 1],
+    ['because the store does not say how many proxies there are', undefined],
+  ])('that is held back makes nobody believe that it is over %s', async (_, receivers) => {
+    const store = new HostileStore();
+    let say = (_receivers: number | undefined): void => {};
+    store.counts = () =>
+      new Promise((resolve, reject) => {
+        say = (count) => (count === undefined ? reject(new Error('timeout')) : resolve(count));
+        store.counts = undefined;
+      });
+    const one = store.proxy('one');
+    store.proxy('two');
+    let served = 0;
+    store.proxy('other', async () => ++served > 0);
+    let isTold = false;
+    const told = one.ask(KEY).finally(() => (isTold = true));
+    for (const sent of [0, 1, 2]) await store.deliver(store.seen[sent]);
+    const [toTwo, toOther] = store.seen.slice(3);
+    await store.deliver(toTwo);
+    const answer = store.seen[5];
+    await store.deliver(answer);
+    await store.deliver(answer);
+    say(receivers);
+    await store.deliver(answer);
+    expect(isTold).toBe(false);
+
+    await store.deliver(toOther);
+    await store.deliver(store.seen[6]);
+    expect(await told).toBe(true);
+    expect(served).toBe(1);
   });
 
   it('is not made of a ticket that comes when nobody waits any more', async () => {
