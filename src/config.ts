@@ -148,7 +148,9 @@ export function readUrl(
   protocols: readonly string[],
 ): string {
   const { value, where } = readText(source, path);
-  if (URL.canParse(value) && protocols.includes(new URL(value).protocol)) return value;
+  // As it is understood here and not as it was written: of "REDISS://…" others may read no TLS.
+  const url = URL.canParse(value) ? new URL(value).href : '';
+  if (protocols.some((one) => url.startsWith(`${one}//`))) return url;
   const wanted = protocols.map((one) => `${one}//…`).join(' or ');
   throw new ConfigError([{ path, message: `${where} does not hold a URL ${wanted}` }]);
 }

@@ -46,6 +46,8 @@ export async function download(uri: string, options: DownloadOptions): Promise<D
   const request = get(url, {
     // A connection of its own: one that is kept could be another's, made without our judgement.
     agent: false,
+    // Else $NODE_TLS_REJECT_UNAUTHORIZED, meant for some other program, would let anybody publish an issuer's keys.
+    rejectUnauthorized: true,
     signal,
     lookup: judging(options),
     headers: { accept, 'accept-encoding': 'identity', 'user-agent': 'pgjot' },

@@ -147,7 +147,13 @@ function connectorTo(url: string, { tls }: RedisConfig, files: TlsFiles | undefi
   const open = (): Socket =>
     files === undefined
       ? connectTcp(to)
-      : connectTls({ ...to, ...(servername && { servername }), secureContext: files.context });
+      : connectTls({
+          ...to,
+          ...(servername && { servername }),
+          secureContext: files.context,
+          // Else $NODE_TLS_REJECT_UNAUTHORIZED, meant for some other program, would have us believe anybody.
+          rejectUnauthorized: true,
+        });
   return class extends load().AbstractConnector {
     constructor() {
       super(GOODBYE_MS);

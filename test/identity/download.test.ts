@@ -8,9 +8,13 @@ import {
   type Server,
   type Socket,
 } from 'node:net';
-import { describe, expect, test } from 'vitest';
+import { afterEach, describe, expect, test, vi } from 'vitest';
 import { download } from '../../src/identity/download.ts';
 import { createAuthority } from '../support/certificate.ts';
+
+afterEach(() => {
+  vi.unstubAllEnvs();
+});
 
 interface Site extends AsyncDisposable {
   readonly port: number;
@@ -364,7 +368,11 @@ describe('a download', () => {
     expect([text, headers['cache-control']]).toEqual(['grüße', 'max-age=60']);
   });
 
-  test('trusts no certificate that nobody vouches for', async () => {
+  test.each([
+    ['', undefined],
+    [', whatever Node is told for all programs', '0'],
+  ])('trusts no certificate that nobody vouches for%s', async (_when, told) => {
+    vi.stubEnv('NODE_TLS_REJECT_UNAUTHORIZED', told);
     const { cert, key } = createAuthority().issue();
     let asked = 0;
     await using site = await open(
