@@ -14,15 +14,40 @@ export interface MetricsText {
   readonly text: string;
 }
 
-/** One sample out of several; where only one of them counts that is the first. */
+// About a microsecond. Multiples of a power of two add up without rounding, up to some hundred years.
+const GRAIN = 2 ** -20;
+
+/**
+ * One sample out of several; where only one of them counts that is the first.
+ *
+ * Totals are the same in whatever order they are added: to Prometheus, one that shrank by its last bit would have begun anew.
+ */
 export async function addUp(samples: readonly Sample[]): Promise<Sample> {
-  return AggregatorRegistry.aggregate([...samples]).getMetricsAsJSON();
+  return AggregatorRegistry.aggregate(samples.map(coarsened)).getMetricsAsJSON();
 }
 
 /** What only ever grows: of a process that is gone, this must still be counted. */
 export function cumulative(sample: Sample): Sample {
+  return sample.filter(isCumulative);
+}
+
+function coarsened(sample: Sample): Sample[number][] {
+  return sample.map((metric) =>
+    isCumulative(metric)
+      ? {
+          ...metric,
+          values: metric.values.map((one) => ({
+            ...one,
+            value: Math.round(one.value / GRAIN) * GRAIN,
+          })),
+        }
+      : metric,
+  );
+}
+
+function isCumulative({ type }: Sample[number]): boolean {
   // prom-client says the type as a number in its declarations, and as a word.
-  return sample.filter(({ type }) => ['counter', 'histogram'].includes(String(type)));
+  return ['counter', 'histogram'].includes(String(type));
 }
 
 /** The text of a sample, in OpenMetrics where the header Accept prefers that, as Prometheus's does. */

@@ -342,6 +342,18 @@ describe('a sample', () => {
     expect(sum.sum('pgjot_connections')).toBe(2);
   });
 
+  it('adds up to the same in any order, to the last bit', async () => {
+    const [a, b, c] = [await counted(0.1, 0), await counted(0.2, 0), await counted(0.3, 0)];
+    expect(0.1 + 0.2 + 0.3).not.toBe(0.3 + 0.2 + 0.1);
+
+    const sum = (await textOf(a, b, c)).sum('pgjot_login_seconds_sum');
+
+    expect(sum).toBeCloseTo(0.6, 5);
+    expect((await textOf(c, b, a)).sum('pgjot_login_seconds_sum')).toBe(sum);
+    const gone = cumulative(await addUp([c, a]));
+    expect((await textOf(gone, b)).sum('pgjot_login_seconds_sum')).toBe(sum);
+  });
+
   it('is text as Prometheus asks for it', async () => {
     const sample = await counted(1, 2);
     const old = await render(sample, 'text/plain;version=0.0.4');

@@ -314,14 +314,20 @@ export class RolePool {
     const door = { ...opening, request: { keys: [], spare: key }, deadline };
     const entered = await patience.try(0, retired, () => enter(this.#slots, door, retired));
     const { connection, backend, era } = entered.session;
+    // A backend that never answers would keep its slot, and the place of another spare.
+    const timer = setTimeout(() => connection.stream.destroy(), upstream.connectTimeoutMs);
+    let isAtWork = true;
     try {
       await mode.rehearsal?.check(connection, backend, retired);
+      isAtWork = false;
       retired.throwIfAborted();
       if (era !== this.#era) throw new ProxyError('upstream_lost');
       shelve(entered, this.#slots, key);
     } catch (error) {
-      await leave(entered, control, false);
+      await leave(entered, control, isAtWork);
       throw error;
+    } finally {
+      clearTimeout(timer);
     }
   }
 }

@@ -289,6 +289,29 @@ describe('spares', () => {
   });
 });
 
+test('a spare whose backend never answers keeps no slot', async () => {
+  const site = await startStack({
+    slots: 8,
+    upstream: { connectTimeoutMs: 1_000, pool: { spares: 1 } },
+  });
+  stack = site;
+  await site.change(
+    `create or replace function pgjot.claims() returns jsonb language plpgsql security definer as $$
+       declare found_claims jsonb;
+       begin
+         select claims into found_claims from pgjot.session where pid = pg_backend_pid();
+         if not found then perform pg_sleep(600); end if;
+         return found_claims;
+       end $$`,
+  );
+  await visit('alice', nothing);
+  await (await site.connect('bob')).end();
+  await until(() => counts()?.idle === 2 && counts()?.busy === 1);
+
+  await settled();
+  expect(counts()).toMatchObject({ idle: 2, quarantined: 0 });
+});
+
 describe('where strangers press for slots', () => {
   /** Carol has alice's slot, whose session was given up for her. */
   const press = async () => {
