@@ -231,7 +231,7 @@ describe('readInto', () => {
 
     for (const { seed, keeper, reader } of all) {
       expect(new Pattern(seed).firstStranger(keeper.bytes)).toBe(-1);
-      expect(keeper.chunks.some((chunk) => chunk.length === 64 * KIB)).toBe(true);
+      expect(keeper.chunks.some((chunk) => chunk.length === 32 * KIB)).toBe(true);
       reader.destroy();
     }
   });
@@ -245,7 +245,7 @@ describe('readInto', () => {
     connected.write(Buffer.alloc(8 * MIB));
     await until(() => keeper.chunks.reduce((sum, chunk) => sum + chunk.length, 0) === 8 * MIB);
 
-    const large = keeper.chunks.filter((chunk) => chunk.length === 64 * KIB);
+    const large = keeper.chunks.filter((chunk) => chunk.length === 32 * KIB);
     const buffers = new Set(large.map((chunk) => chunk.buffer));
     expect(large.length).toBeGreaterThan(8);
     expect(buffers.size).toBeLessThan(large.length / 2);
