@@ -16,6 +16,8 @@ import { OFFERED_PER_SECOND } from './sizes.mjs';
 
 /** What every column manages at least while a crowd comes in; pgbench's clock runs already. */
 const LOGINS_PER_SECOND = 100;
+/** How long before its end a run is one of clients that are leaving. */
+const LEAVING_SECONDS = 3;
 
 /**
  * Statements a second and the proxy's CPU time for each, between pgbench's first report and its last: so
@@ -73,8 +75,9 @@ export function alone(scene, target, mode) {
 }
 
 /**
- * As many statements a second for few clients as for many. Only the end of the run counts: before it sessions open, and
- * every backend meets its statement for the first time, a thousand of them more often than ten.
+ * As many statements a second for few clients as for many. Only the middle of the run counts: before it sessions open, and
+ * every backend meets its statement for the first time, a thousand of them more often than ten; after it a client leaves as
+ * soon as its next statement would be too late, which is a thousand backends that end within two seconds.
  *
  * @param {Scene} scene
  * @param {Target} target
@@ -82,7 +85,7 @@ export function alone(scene, target, mode) {
  * @returns {Promise<Sample>}
  */
 export function paced(scene, target, clients) {
-  const seconds = scene.seconds * 2 + enteringSeconds(clients);
+  const seconds = scene.seconds * 2 + enteringSeconds(clients) + LEAVING_SECONDS;
   const args = ['-S', '-M', 'prepared', ...clientArguments(clients)];
   return withLog(scene, async (log, lines) => {
     const offered = ['-R', String(OFFERED_PER_SECOND)];
@@ -91,8 +94,8 @@ export function paced(scene, target, clients) {
       us,
       at: epoch + fraction / 1e6,
     }));
-    const end = all.reduce((latest, { at }) => Math.max(latest, at), 0);
-    const counted = all.filter(({ at }) => at > end - scene.seconds);
+    const end = all.reduce((latest, { at }) => Math.max(latest, at), 0) - LEAVING_SECONDS;
+    const counted = all.filter(({ at }) => at > end - scene.seconds && at <= end);
     const at = quantiles(counted.map(({ us }) => us));
     return { perSecond: counted.length / scene.seconds, medianUs: at(0.5), p99Us: at(0.99) };
   });
