@@ -166,6 +166,11 @@ export async function startFleet(
     },
     async [Symbol.asyncDispose]() {
       const orphans = [...childrenOf(primary.pid as number).values()];
+      // What runs it does not take it along.
+      if (options.under !== undefined) {
+        for (const [pid, parent] of processes())
+          if (parent === primary.pid) process.kill(pid, 'SIGKILL');
+      }
       primary.kill('SIGKILL');
       await exitOf(primary);
       await until(() => orphans.every((pid) => !isAlive(pid)));
@@ -178,6 +183,15 @@ export async function startFleet(
 export function isAlive(pid: number): boolean {
   const { stdout } = spawnSync('ps', ['-o', 'stat=', '-p', String(pid)], { encoding: 'utf8' });
   return stdout.trim() !== '' && !stdout.startsWith('Z');
+}
+
+/** All processes, each with its parent. */
+function processes(): [pid: number, parent: number][] {
+  const all = execFileSync('ps', ['-A', '-o', 'pid=,ppid='], { encoding: 'utf8' });
+  return [...all.matchAll(/^ *(\d+) +(\d+)/gm)].map(([, pid, parent]) => [
+    Number(pid),
+    Number(parent),
+  ]);
 }
 
 /** Worker processes by number: they name themselves. */
