@@ -128,14 +128,14 @@ export class ConnectionRecord implements ConnectionLog {
   }
 
   #tell(what: (listener: ConnectionListener) => void): void {
-    const mistakes: unknown[] = [];
+    let first: { readonly mistake: unknown } | undefined;
     for (const listener of this.#listeners) {
       try {
         what(listener);
       } catch (mistake) {
-        mistakes.push(mistake);
+        first ??= { mistake };
       }
     }
-    if (mistakes.length > 0) throw mistakes[0];
+    if (first !== undefined) throw first.mistake;
   }
 }

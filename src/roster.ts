@@ -80,7 +80,8 @@ export class Roster implements ConnectionListener {
   readonly #objection: Judge;
   /** How long busy sessions may go on, since the house is closing. */
   #graceMs: number | undefined;
-  #onEmpty: (() => void) | undefined;
+  /** Told when none is left. */
+  readonly #leaving: (() => void)[] = [];
 
   /** `objection` is asked whenever it becomes known who a client is: it may have been revoked while it was on its way. */
   constructor(objection: Judge) {
@@ -100,7 +101,8 @@ export class Roster implements ConnectionListener {
   /** It is over. */
   exit(record: ConnectionRecord): void {
     this.#records.delete(record);
-    if (this.#records.size === 0) this.#onEmpty?.();
+    if (this.#records.size > 0) return;
+    for (const resolve of this.#leaving.splice(0)) resolve();
   }
 
   onArrival(record: ConnectionRecord): void {
@@ -139,13 +141,7 @@ export class Roster implements ConnectionListener {
     this.#graceMs = graceMs;
     for (const record of this.#records) record.end(new ProxyError('shutdown'), graceMs);
     while (this.#records.size > 0) {
-      await new Promise<void>((resolve) => {
-        const others = this.#onEmpty;
-        this.#onEmpty = () => {
-          others?.();
-          resolve();
-        };
-      });
+      await new Promise<void>((resolve) => this.#leaving.push(resolve));
     }
   }
 

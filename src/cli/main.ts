@@ -29,22 +29,22 @@ Exit status: 0 done; ${EXIT.failure} failed; ${EXIT.usage} wrong usage; ${EXIT.u
 ${EXIT.config} the configuration is wrong. Failures are reported on standard error.`,
   );
 /** In the order in which help names them. */
-const commands: Readonly<Record<string, () => Promise<Command>>> = {
-  dev: async () => (await import('./dev.ts')).devCommand(),
-  start: async () => (await import('./start.ts')).startCommand(),
-  check: async () => (await import('./check.ts')).checkCommand(),
-  setup: async () => (await import('./setup.ts')).setupCommand(),
-  doctor: async () => (await import('./doctor.ts')).doctorCommand(),
-  explain: async () => (await import('./explain.ts')).explainCommand(),
-  provider: async () => (await import('./provider.ts')).providerCommand(),
-  'rotate-secret': async () => (await import('./rotate-secret.ts')).rotateSecretCommand(),
-  issuer: async () => (await import('./issuer.ts')).issuerCommand(),
-  token: async () => (await import('./token.ts')).tokenCommand(),
-  sql: async () => (await import('./sql.ts')).sqlCommand(),
-};
+const commands = new Map<string, () => Promise<Command>>([
+  ['dev', async () => (await import('./dev.ts')).devCommand()],
+  ['start', async () => (await import('./start.ts')).startCommand()],
+  ['check', async () => (await import('./check.ts')).checkCommand()],
+  ['setup', async () => (await import('./setup.ts')).setupCommand()],
+  ['doctor', async () => (await import('./doctor.ts')).doctorCommand()],
+  ['explain', async () => (await import('./explain.ts')).explainCommand()],
+  ['provider', async () => (await import('./provider.ts')).providerCommand()],
+  ['rotate-secret', async () => (await import('./rotate-secret.ts')).rotateSecretCommand()],
+  ['issuer', async () => (await import('./issuer.ts')).issuerCommand()],
+  ['token', async () => (await import('./token.ts')).tokenCommand()],
+  ['sql', async () => (await import('./sql.ts')).sqlCommand()],
+]);
 // What all the others would load takes longer than most commands do.
-const named = commands[process.argv[2] ?? ''];
-for (const load of named === undefined ? Object.values(commands) : [named]) {
+const named = commands.get(process.argv[2] ?? '');
+for (const load of named === undefined ? commands.values() : [named]) {
   const added = (await load()).copyInheritedSettings(program);
   for (const inner of added.commands) inner.copyInheritedSettings(added);
   program.addCommand(added);

@@ -9,11 +9,15 @@ const MAPPED_BITS = 96;
 
 /** An address as it is written everywhere here: IPv4 where it is one inside IPv6, else RFC 5952. What is no address stays. */
 export function canonical(address: string): string {
-  // What has no colon needs no look at the grammar of IPv6, which is a long one.
-  if (!address.includes(':') || !isIPv6(address)) return address;
+  if (!isIPv6Address(address)) return address;
   const [bare = ''] = address.split('%');
   const spelled = new SocketAddress({ address: bare, family: 'ipv6' }).address;
   return MAPPED.exec(spelled)?.[1] ?? spelled;
+}
+
+/** As `isIPv6`; but what has no colon needs no look at that grammar, which is a long one. */
+function isIPv6Address(text: string): boolean {
+  return text.includes(':') && isIPv6(text);
 }
 
 /** Networks, as CIDR. IPv4 clients are in IPv4 networks alone, whatever the listener takes them for: `::/0` is no IPv4. */
@@ -21,14 +25,16 @@ export class Networks {
   // Node's own BlockList would find an IPv4 address in `::/0`.
   readonly #v4 = new BlockList();
   readonly #v6 = new BlockList();
+  readonly #areNone: boolean;
 
   /** @param cidrs as the configuration's schema lets them pass: an address, and a prefix length where it is a network. */
   constructor(cidrs: readonly string[]) {
+    this.#areNone = cidrs.length === 0;
     for (const cidr of cidrs) {
       const [network = '', length] = cidr.split('/');
       const address = canonical(network);
       const bits = length === undefined ? undefined : Number(length);
-      if (isIPv6(address)) this.#v6.addSubnet(address, bits ?? 128, 'ipv6');
+      if (isIPv6Address(address)) this.#v6.addSubnet(address, bits ?? 128, 'ipv6');
       else if (isIPv4(network)) this.#v4.addSubnet(address, bits ?? 32, 'ipv4');
       else this.#v4.addSubnet(address, bits === undefined ? 32 : bits - MAPPED_BITS, 'ipv4');
     }
@@ -36,8 +42,9 @@ export class Networks {
 
   /** Whether a canonical address is in one of them. */
   has(address: string): boolean {
+    if (this.#areNone) return false;
     if (isIPv4(address)) return this.#v4.check(address, 'ipv4');
-    return isIPv6(address) && this.#v6.check(address, 'ipv6');
+    return isIPv6Address(address) && this.#v6.check(address, 'ipv6');
   }
 }
 
@@ -50,8 +57,8 @@ export interface Admittance {
 /** Whether a canonical address may connect: it is in `allow`, where there is one, and not in `deny`. */
 export function createAdmittance({ allow, deny }: Admittance): (address: string) => boolean {
   const allowed = allow && new Networks(allow);
-  const denied = deny.length === 0 ? undefined : new Networks(deny);
-  return (address) => (allowed?.has(address) ?? true) && !(denied?.has(address) ?? false);
+  const denied = new Networks(deny);
+  return (address) => (allowed?.has(address) ?? true) && !denied.has(address);
 }
 
 /**
@@ -59,7 +66,7 @@ export function createAdmittance({ allow, deny }: Admittance): (address: string)
  * has one address of those has them all.
  */
 export function countedAs(address: string, ipv6PrefixBits: number): string {
-  if (!address.includes(':') || !isIPv6(address)) return address;
+  if (!isIPv6Address(address)) return address;
   const [head = '', tail] = address.split('::');
   const left = head === '' ? [] : head.split(':');
   const right = tail === undefined || tail === '' ? [] : tail.split(':');

@@ -30,6 +30,7 @@ describe('pgjot', () => {
   it.each([
     ['no command', []],
     ['an unknown command', ['nope']],
+    ['a name that every object has', ['constructor']],
     ['an unknown option', ['check', '--nope']],
     ['a missing argument', ['sql']],
     ['too many arguments', ['start', 'here']],

@@ -18,6 +18,35 @@ const CLIENTS = 12;
 const self = async (client: pg.Client): Promise<unknown> =>
   (await client.query('select auth.user_id() as me')).rows[0]?.me;
 
+/**
+ * Rotates while clients log in and work, of whom none may notice, with a proxy that is told of both secrets before and of one
+ * after. Returns Carol, who has been there all the time.
+ */
+async function whileClientsWork(
+  scene: Scene,
+  rotate: () => ReturnType<Scene['rotate']>,
+): Promise<pg.Client> {
+  const old = await scene.stack.connect('carol');
+  const clients = workers(scene, CLIENTS);
+  await clients.goOn();
+  scene.reload('both');
+  await clients.goOn();
+
+  const result = await rotate();
+
+  expect(result.stderr).toBe('');
+  expect(result.status).toBe(0);
+  expectNoSecret(result);
+  await scene.stack.standby?.caughtUp();
+  await clients.goOn();
+  scene.reload('after');
+  await clients.goOn();
+  const { failures } = await clients.stop();
+  expect(failures).toEqual([]);
+  expect(await self(old)).toBe('carol');
+  return old;
+}
+
 test('of a standby: clients there notice nothing, and the old key holds until it is finished', async () => {
   const scene = await Scene.start({ session: 'replica', slots: 40 });
   try {
@@ -30,28 +59,16 @@ test('of a standby: clients there notice nothing, and the old key holds until it
     };
     const rotate = (stage: 'both' | 'after', ...args: string[]) =>
       scene.rotate(stage, args, withPrimary(stage), 'primary');
-    const old = await scene.stack.connect('carol');
-    const clients = workers(scene, CLIENTS);
-    await clients.goOn();
-    scene.reload('both');
-    await clients.goOn();
-    const onStandby = await scene.rotate('both');
-    expect(onStandby.stderr).toContain('"main" is a standby: rotate the secret of its primary');
+    const old = await whileClientsWork(scene, async () => {
+      const onStandby = await scene.rotate('both');
+      expect(onStandby.stderr).toContain('"main" is a standby: rotate the secret of its primary');
 
-    const result = await rotate('both');
+      const result = await rotate('both');
 
-    expect(result.stderr).toBe('');
-    expect(result.status).toBe(0);
-    expect(result.stdout).toContain('checked: the old one is refused');
-    expect(result.stdout).toContain('Once the sessions on main from before now have ended');
-    expectNoSecret(result);
-    await scene.stack.standby?.caughtUp();
-    await clients.goOn();
-    scene.reload('after');
-    await clients.goOn();
-    const { failures } = await clients.stop();
-    expect(failures).toEqual([]);
-    expect(await self(old)).toBe('carol');
+      expect(result.stdout).toContain('checked: the old one is refused');
+      expect(result.stdout).toContain('Once the sessions on main from before now have ended');
+      return result;
+    });
 
     const finished = await rotate('after', '--finish');
     expect(finished.status).toBe(0);
@@ -88,24 +105,12 @@ hostssl app all 127.0.0.1/32 cert map=proxies
     upstream: { tls: { mode: 'require', certFile, keyFile } },
   });
   try {
-    const old = await scene.stack.connect('carol');
-    const clients = workers(scene, CLIENTS);
-    await clients.goOn();
-    scene.reload('both');
-    await clients.goOn();
+    const old = await whileClientsWork(scene, async () => {
+      const result = await scene.rotate('both');
 
-    const result = await scene.rotate('both');
-
-    expect(result.stderr).toBe('');
-    expect(result.status).toBe(0);
-    expect(result.stdout).toContain('the old one lets us in as well');
-    expectNoSecret(result);
-    await clients.goOn();
-    scene.reload('after');
-    await clients.goOn();
-    const { failures } = await clients.stop();
-    expect(failures).toEqual([]);
-    expect(await self(old)).toBe('carol');
+      expect(result.stdout).toContain('the old one lets us in as well');
+      return result;
+    });
     await old.end();
     expect(scene.events('slot_quarantined')).toEqual([]);
     expect(scene.events('secret_refused')).toEqual([]);
